@@ -1,0 +1,200 @@
+"""Every metric that sidestep itself produces or gives a meaning to, declared once.
+
+`docs/metrics.md`, the `metrics` table, TensorBoard descriptions and the epoch document read it. A metric a
+user makes up needs no entry: it is stored under its tag all the same, without unit or meaning.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from sidestep_schemas.wire import TIER_EPOCH, TIER_STEP
+
+Better = Literal["lower", "higher"] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A metric, or a family of them where the tag has a `<placeholder>`.
+
+    Attributes:
+        tag: the exact name; `<block>` and the like stand for one part of it.
+        name: for people.
+        unit: as written after a number; "" where it has none.
+        tier: how often it is taken by default: step, epoch or periodic.
+        meaning: what it is, with its formula where it has one.
+        better: which direction is better, where one is.
+        reduction: how the values of several ranks become one: mean, sum, max, or root of the sum of squares.
+    """
+
+    tag: str
+    name: str
+    unit: str
+    tier: str
+    meaning: str
+    better: Better = None
+    reduction: Literal["mean", "sum", "max", "l2"] = "mean"
+
+
+METRICS: Final[tuple[Metric, ...]] = (
+    Metric("train/loss_total", "training loss", "", TIER_STEP, "Total loss, as trained.", "lower"),
+    Metric("val/loss_total", "validation loss", "", TIER_EPOCH, "Total loss on the validation data.", "lower"),
+    Metric("train/loss_nats", "training loss", "nats", TIER_STEP, "Loss in nats.", "lower"),
+    Metric("train/loss_bits", "training loss", "bits", TIER_STEP, "Loss in bits: nats / ln 2.", "lower"),
+    Metric("train/acc", "training accuracy", "fraction", TIER_STEP, "Share of examples predicted right.", "higher"),
+    Metric(
+        "val/acc",
+        "validation accuracy",
+        "fraction",
+        TIER_EPOCH,
+        "Share of validation examples predicted right.",
+        "higher",
+    ),
+    Metric(
+        "train/loss_std",
+        "spread of the loss",
+        "",
+        TIER_EPOCH,
+        "Standard deviation of the loss over the epoch's steps: noise of the gradient signal.",
+    ),
+    Metric("train/lr", "learning rate", "", TIER_STEP, "Learning rate of the first parameter group."),
+    Metric(
+        "train/lr_<group>",
+        "learning rate of a group",
+        "",
+        TIER_STEP,
+        "Learning rate of parameter group <group>, from 1.",
+    ),
+    Metric("train/wd", "weight decay", "", TIER_STEP, "Weight decay of the first parameter group."),
+    Metric(
+        "train/wd_<group>", "weight decay of a group", "", TIER_STEP, "Weight decay of parameter group <group>, from 1."
+    ),
+    Metric(
+        "train/gradients/global_norm", "gradient norm", "", TIER_STEP, "L2 norm of the whole gradient, before clipping."
+    ),
+    Metric(
+        "train/gradients/<block>",
+        "gradient norm of a block",
+        "",
+        TIER_STEP,
+        "L2 norm of the gradient over the parameters of a block; at the optimizer's step, so after clipping where gradients are clipped.",
+    ),
+    Metric(
+        "train/gradient/global_norm_before_clip",
+        "gradient norm before clipping",
+        "",
+        TIER_STEP,
+        "L2 norm of the whole gradient before clipping.",
+    ),
+    Metric(
+        "train/gradient/global_norm_after_clip",
+        "gradient norm after clipping",
+        "",
+        TIER_STEP,
+        "L2 norm of the whole gradient after clipping: min(norm, limit).",
+    ),
+    Metric(
+        "train/gradients/clip_fraction",
+        "share of clipped steps",
+        "fraction",
+        TIER_EPOCH,
+        "Share of the epoch's steps whose gradient norm exceeded the clipping limit; below 0.1 is good, above 0.5 for long means the learning rate is too high.",
+        "lower",
+    ),
+    Metric(
+        "train/gradient/clipping_percentage",
+        "clipped steps",
+        "%",
+        TIER_EPOCH,
+        "100 times train/gradients/clip_fraction.",
+        "lower",
+    ),
+    Metric(
+        "train/updates/relative_update_norm",
+        "relative update",
+        "",
+        TIER_STEP,
+        "Norm of the weight change of a step over the norm of the weights: ‖Δθ‖ / ‖θ‖. Below 1e-7 is frozen, above 1e-2 unstable.",
+    ),
+    Metric(
+        "train/updates/<block>",
+        "relative update of a block",
+        "",
+        TIER_STEP,
+        "‖Δθ‖ / ‖θ‖ over the parameters of a block.",
+    ),
+    Metric("weight_norm", "weight norm", "", TIER_EPOCH, "L2 norm of all weights."),
+    Metric(
+        "perf/samples_per_sec",
+        "samples",
+        "1/s",
+        TIER_STEP,
+        "Samples trained on per second since the last report, on this rank.",
+        "higher",
+        "sum",
+    ),
+    Metric(
+        "perf/steps_per_sec",
+        "steps",
+        "1/s",
+        TIER_STEP,
+        "Optimizer steps per second since the last report, on this rank.",
+        "higher",
+    ),
+    Metric(
+        "perf/epoch_time_sec",
+        "epoch time",
+        "s",
+        TIER_EPOCH,
+        "Wall time from the beginning of an epoch to its end.",
+        "lower",
+        "max",
+    ),
+    Metric(
+        "perf/gpu_mem_allocated_gb",
+        "GPU memory allocated",
+        "GB",
+        TIER_STEP,
+        "Peak of allocated device memory since the last report.",
+        None,
+        "max",
+    ),
+    Metric(
+        "perf/gpu_mem_reserved_gb",
+        "GPU memory reserved",
+        "GB",
+        TIER_STEP,
+        "Peak of reserved device memory since the last report.",
+        None,
+        "max",
+    ),
+    Metric("checkpoint_size_mb", "checkpoint size", "MB", TIER_EPOCH, "Bytes of a checkpoint on disk / 1e6."),
+)
+
+_EXACT: Final = {metric.tag: metric for metric in METRICS if "<" not in metric.tag}
+_FAMILIES: Final = tuple(
+    (
+        re.compile(re.sub(r"<(\w+)>", r"(?P<\1>[^/]+)", re.escape(metric.tag).replace(r"\<", "<").replace(r"\>", ">"))),
+        metric,
+    )
+    for metric in METRICS
+    if "<" in metric.tag
+)
+
+
+def find(tag: str) -> Metric | None:
+    """The declaration that a tag falls under; an exact one before a family; None for a user's own."""
+    exact = _EXACT.get(tag)
+    if exact is not None:
+        return exact
+    return next((metric for pattern, metric in _FAMILIES if pattern.fullmatch(tag)), None)
+
+
+def block_of(tag: str) -> str | None:
+    """The block of the network that a tag speaks of, where it is of such a family."""
+    if tag in _EXACT:
+        return None
+    matches = (pattern.fullmatch(tag) for pattern, _ in _FAMILIES)
+    return next((match["block"] for match in matches if match and "block" in match.groupdict()), None)

@@ -1,0 +1,96 @@
+"""Where things lie under a data folder (`--dir`, `SIDESTEP_DIR`), and how names become folder names.
+
+<dir>/collector.json          pid, address, boot id and start of the collector (written by it)
+<dir>/collector.lock          held with flock by the collector
+<dir>/collector.log           output of a collector that was started in the background
+<dir>/journal/<run>/r0-a0/    segments of one stream, until they are acknowledged
+<dir>/store/                  the catalogue and its parts
+<dir>/runs/<project>/<run>/   TensorBoard events and epoch documents
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from sidestep_schemas.errors import AddressError
+
+DIR_VARIABLE: Final = "SIDESTEP_DIR"
+COLLECTOR_VARIABLE: Final = "SIDESTEP_COLLECTOR"
+DEFAULT_DIR: Final = "sidestep-data"
+DEFAULT_PROJECT: Final = "default"
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9._=+-]+")
+#: An ipc path must fit `sockaddr_un.sun_path` (108 bytes on Linux, 104 on macOS) with a suffix.
+_IPC_PATH_MAX: Final = 90
+
+
+class Endpoints(NamedTuple):
+    """The three sockets of a collector: records in, acknowledgements out, questions."""
+
+    data: str
+    ack: str
+    control: str
+
+
+def data_dir(given: str | os.PathLike[str] | None = None) -> Path:
+    """The data folder: what is given, else `SIDESTEP_DIR`, else `sidestep-data` here; absolute."""
+    return Path(given or os.environ.get(DIR_VARIABLE) or DEFAULT_DIR).expanduser().absolute()
+
+
+def safe_name(name: str) -> str:
+    """`name` as the name of one folder: no separators, no leading dot, at most 80 characters.
+
+    A name that had to be changed gets a short hash of the original, so two names never share a folder.
+    """
+    cleaned = _UNSAFE.sub("_", name).strip(".") or "_"
+    if cleaned == name and len(name) <= 80:
+        return name
+    return f"{cleaned[:71]}-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
+
+
+def run_dir(root: Path, project: str, run: str) -> Path:
+    """Folder of a run's files."""
+    return root / "runs" / safe_name(project) / safe_name(run)
+
+
+def user_runtime_dir() -> Path:
+    """A folder on this machine that belongs to this user alone: for sockets, and for journals whose data
+    folder lies on a network file system. Not created here."""
+    return Path(tempfile.gettempdir()) / f"sidestep-{os.getuid()}"
+
+
+def journal_roots(root: Path) -> tuple[Path, Path]:
+    """Where journals of this data folder may lie: in it, or node-local when it is on a network."""
+    return root / "journal", user_runtime_dir() / _digest(root) / "journal"
+
+
+def default_address(root: Path) -> str:
+    """The ipc address that belongs to a data folder on this machine."""
+    return f"ipc://{user_runtime_dir() / _digest(root) / 'collector'}"
+
+
+def endpoints(address: str) -> Endpoints:
+    """The three socket addresses that an address stands for.
+
+    `ipc://PATH` gives three paths with a suffix; `tcp://HOST:PORT` three consecutive ports.
+
+    Raises:
+        AddressError: the address is of neither form.
+    """
+    if address.startswith("ipc://") and len(address) > len("ipc://"):
+        if len(address) - len("ipc://") > _IPC_PATH_MAX:
+            raise AddressError(f"{address}: a socket path has at most {_IPC_PATH_MAX} characters; take a shorter one")
+        return Endpoints(f"{address}.data", f"{address}.ack", f"{address}.control")
+    host, _, port = address.removeprefix("tcp://").rpartition(":")
+    if address.startswith("tcp://") and host and port.isdigit() and 0 < int(port) <= 65533:
+        return Endpoints(*(f"tcp://{host}:{int(port) + offset}" for offset in range(3)))
+    raise AddressError(f"{address!r} is no address: write ipc:///path/of/socket or tcp://host:port")
+
+
+def _digest(root: Path) -> str:
+    return hashlib.sha256(str(root).encode()).hexdigest()[:16]
