@@ -1,0 +1,30 @@
+"""What all tests share: a clean environment, and hypothesis without a clock."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# Machines that run tests are shared and slow at times; what is slow is not wrong.
+settings.register_profile("sidestep", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("sidestep")
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Takes away SIDESTEP_* variables: a user's own collector or folder must not reach into a test."""
+    for name in os.environ:
+        if name.startswith("SIDESTEP_") and not name.startswith("SIDESTEP_TEST_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def duckdb2() -> Path:
+    """A folder that holds DuckDB 2; first on PYTHONPATH of a new interpreter, `import duckdb` gives that one."""
+    folder = os.environ.get("SIDESTEP_TEST_DUCKDB2")
+    if not folder:
+        pytest.skip("SIDESTEP_TEST_DUCKDB2 names no folder with duckdb 2; `make test` installs one")
+    return Path(folder)
