@@ -21,8 +21,9 @@ help: ## say what there is
 	@echo "  Variables: PYTHON=python3.12   TORCH='torch==2.13.0 --index-url …'   ARGS='-k journal' (for test)   UPGRADE=1 (for lock)"
 
 $(BIN)/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-		echo "sidestep needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) -V 2>&1 | tail -n 1). Name another: make PYTHON=python3.12 …" >&2; exit 1; }
+	@command -v $(PYTHON) >/dev/null || { echo "There is no '$(PYTHON)' here; sidestep needs Python 3.11 or newer. Name one: make PYTHON=python3.12 …" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "sidestep needs Python 3.11 or newer, and '$(PYTHON)' is $$($(PYTHON) -V 2>&1). Name another: make PYTHON=python3.12 …" >&2; exit 1; }
 	@echo "Making $(VENV) with $$($(PYTHON) -V)"
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
