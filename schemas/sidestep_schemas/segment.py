@@ -44,7 +44,7 @@ def iter_ranges(
         if length == 0 or stop > end:
             break
         if seal:
-            if zlib.crc32(segment[position + RECORD_PREFIX.size : stop]) != seal:
+            if (zlib.crc32(segment[position + RECORD_PREFIX.size : stop]) or 1) != seal:
                 break
         elif sealed_only:
             break

@@ -6,7 +6,7 @@ integers inside a MessagePack payload big-endian (as MessagePack has them), raw 
 
 Segment file: a 64-byte header (`SEGMENT_HEADER`), then records, each 8-byte aligned:
 
-    u32 length (of the payload; stored last, 0 = end) | u32 crc32 (of the payload; 0 = not sealed) | payload
+    u32 length (of the payload; stored last, 0 = end) | u32 crc32 (of the payload, 1 where that is 0; 0 = not sealed) | payload
 
 Record payloads are MessagePack arrays that begin `[kind, seq, t_ns, step, epoch, ...]`:
 
@@ -24,7 +24,11 @@ body, crc32(body)]`. Of a records frame the body is a range of the journal, byte
 included); of a gap frame it is the reason as UTF-8. The first six fields keep their place in every version.
 
 Acknowledgement (one message on PUB): topic `b"w" + stream`, then `[version, boot, watermark, received,
-attempt, message]`. The watermark is the count of records committed: all with seq < watermark are safe.
+rewind, message]`. The watermark is the count of records committed: all with seq < watermark are safe.
+`received` is the seq the collector expects next; with `rewind` it asks to be sent everything from there. A
+message that is not empty says why the stream is refused. An acknowledgement is published after each commit
+that moves the stream, when a hole is seen, and whenever somebody subscribes to the topic, so a trainer that
+connects (again) learns at once where the collector stands.
 """
 
 from __future__ import annotations

@@ -1,0 +1,127 @@
+"""The daemon: start, fail fast, tell where it is, run the pipeline, and end cleanly on SIGTERM."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+import uuid
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import structlog
+from sidestep_schemas.errors import FolderError
+
+from sidestep_collector.config import Config
+from sidestep_collector.leftovers import LeftoverWatch
+from sidestep_collector.logs import configure
+from sidestep_collector.pipeline import Pipeline
+from sidestep_collector.receive import Sockets
+from sidestep_collector.store import Store
+
+log: Any = structlog.get_logger()
+
+
+def serve(root: Path, config: Config) -> None:
+    """Run a collector for a data folder until it is told to end (SIGTERM, SIGINT) or has been idle for long.
+
+    Raises:
+        FolderError: the folder cannot be written, or another collector has it.
+        AddressError: the address cannot be bound, or is refused.
+        VersionError: the store is of a newer version.
+    """
+    configure(config.log_format)
+    asked_to_end: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda received, _: asked_to_end.append(received))
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FolderError(
+            f"{root} cannot be written ({error.strerror}): choose another with --dir or SIDESTEP_DIR"
+        ) from error
+    store = Store.open(root)
+    try:
+        _serve(root, config, store, asked_to_end)
+    finally:
+        store.close()
+
+
+def _serve(root: Path, config: Config, store: Store, asked_to_end: list[int]) -> None:
+    boot = uuid.uuid4()
+    address = config.address(root)
+    sockets = Sockets(address, boot.bytes, insecure=config.insecure)
+    identity = {
+        "pid": os.getpid(),
+        "address": address,
+        "dir": str(root),
+        "boot": boot.hex,
+        "started": time.time(),
+        "version": version("sidestep"),
+    }
+    pipeline: Pipeline | None = None
+
+    def answer(question: dict[str, Any]) -> Any:
+        if question.get("ask") == "status" and pipeline is not None:
+            return identity | status(pipeline)
+        return {"error": f"unknown question {question.get('ask')!r}; known: status"}
+
+    pipeline = Pipeline(root, config, store, sockets, answer)
+    watch = LeftoverWatch(root, address) if config.take_leftovers else None
+    announcement = root / "collector.json"
+    try:
+        _announce(announcement, identity)
+        log.info("listening", address=address, dir=str(root), pid=os.getpid())
+        if watch is not None:
+            watch.start()
+        pipeline.run(until=lambda: bool(asked_to_end) or _is_idle(pipeline, watch, config))
+    finally:
+        if watch is not None:
+            watch.close()
+        announcement.unlink(missing_ok=True)
+        sockets.close()
+        log.info("ended", commits=pipeline.counters.commits, records=pipeline.counters.records)
+
+
+def status(pipeline: Pipeline) -> dict[str, Any]:
+    """What `sidestep status --json` tells: streams with their lag, totals, commit times."""
+    now = time.monotonic()
+    return {
+        "streams": [
+            {
+                "run": state.stream.run,
+                "project": state.stream.project,
+                "run_uid": state.stream.run_uid.hex(),
+                "rank": state.stream.rank,
+                "attempt": state.stream.attempt,
+                "received": state.received,
+                "committed": state.committed,
+                "lag": state.received - state.committed,
+                "lost": state.lost,
+                "ended": state.ended,
+                "seen_seconds_ago": round(now - state.seen, 3),
+            }
+            for state in pipeline.registry.states()
+        ],
+        "counters": pipeline.counters.as_dict(),
+        "commit": pipeline.commit_times.as_dict(),
+        "pending_bytes": pipeline.pending_bytes(),
+        "failing": pipeline.failing,
+    }
+
+
+def _is_idle(pipeline: Pipeline, watch: LeftoverWatch | None, config: Config) -> bool:
+    if config.idle_exit is None or (watch is not None and watch.busy):
+        return False
+    return pipeline.idle_seconds() > config.idle_exit
+
+
+def _announce(path: Path, identity: dict[str, Any]) -> None:
+    temporary = path.with_suffix(".tmp")
+    try:
+        temporary.write_text(json.dumps(identity), encoding="utf-8")
+        temporary.rename(path)
+    except OSError as error:
+        raise FolderError(f"{path} cannot be written ({error.strerror})") from error

@@ -1,0 +1,152 @@
+"""What a run is to be: the arguments of `init`, else the environment, else defaults. Reads no file."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import socket
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, cast
+
+from sidestep_schemas.errors import ConfigError
+from sidestep_schemas.layout import COLLECTOR_VARIABLE, DEFAULT_PROJECT, data_dir
+
+Mode = Literal["on", "offline", "off"]
+Resume = Literal["auto", "never", "must"]
+
+MODE_VARIABLE: Final = "SIDESTEP_MODE"
+PROJECT_VARIABLE: Final = "SIDESTEP_PROJECT"
+RUN_VARIABLE: Final = "SIDESTEP_RUN_ID"
+NAME_VARIABLE: Final = "SIDESTEP_NAME"
+STRICT_VARIABLE: Final = "SIDESTEP_STRICT"
+
+_RANK_VARIABLES: Final = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
+_WORLD_VARIABLES: Final = ("WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+_RESTART_VARIABLES: Final = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
+_ALPHABET: Final = "abcdefghijkmnpqrstuvwxyz23456789"  # without l, o, 0, 1
+_NAMESPACE: Final = uuid.UUID("5a9d7d1c-6f4c-4c3a-9b53-2f1d4f6b8e10")
+
+
+@dataclass(frozen=True, slots=True)
+class RunConfig:
+    """Everything that is settled before the first record.
+
+    Attributes:
+        uid: 16 bytes that follow from project and id alone, so ranks and resumes agree without asking.
+        collector: address; None for the one that belongs to `dir`.
+        attempt: which start of this run, as far as the environment tells; the collector settles it.
+    """
+
+    project: str
+    id: str
+    name: str
+    group: str
+    tags: tuple[str, ...]
+    notes: str
+    profile: str
+    dir: Path
+    collector: str | None
+    mode: Mode
+    resume: Resume
+    rank: int
+    world_size: int
+    attempt: int
+    strict: bool
+
+    @property
+    def uid(self) -> bytes:
+        """128-bit identity of the run."""
+        return uuid.uuid5(_NAMESPACE, f"{self.project}\0{self.id}").bytes
+
+
+def resolve(
+    *,
+    project: str | None,
+    name: str | None,
+    id: str | None,  # noqa: A002 - the public name
+    group: str | None,
+    tags: tuple[str, ...],
+    notes: str | None,
+    dir: str | os.PathLike[str] | None,  # noqa: A002 - the public name
+    collector: str | None,
+    mode: str | None,
+    resume: str,
+    rank: int | None,
+    world_size: int | None,
+    profile: str | None,
+    environ: Mapping[str, str] = os.environ,
+) -> RunConfig:
+    """Settle what a run is.
+
+    Raises:
+        ConfigError: a value that cannot be meant, with all that can.
+    """
+    mode = _choice("mode", mode or environ.get(MODE_VARIABLE) or "on", ("on", "offline", "off"))
+    resume = _choice("resume", resume, ("auto", "never", "must"))
+    ranks = _first_int(environ, _RANK_VARIABLES, 0) if rank is None else rank
+    world = _first_int(environ, _WORLD_VARIABLES, 1) if world_size is None else world_size
+    if ranks < 0 or world < 1:
+        raise ConfigError(f"rank={ranks}, world_size={world}: rank counts from 0, world_size from 1")
+    run_id = id or environ.get(RUN_VARIABLE) or _job_id(environ) or new_id()
+    return RunConfig(
+        project=project or environ.get(PROJECT_VARIABLE) or DEFAULT_PROJECT,
+        id=run_id,
+        name=name or environ.get(NAME_VARIABLE) or run_id,
+        group=group or "",
+        tags=tags,
+        notes=notes or "",
+        profile=profile or "",
+        dir=data_dir(dir),
+        collector=collector or environ.get(COLLECTOR_VARIABLE) or None,
+        mode=cast("Mode", mode),
+        resume=cast("Resume", resume),
+        rank=ranks,
+        world_size=max(world, ranks + 1),
+        attempt=_first_int(environ, _RESTART_VARIABLES, 0),
+        strict=environ.get(STRICT_VARIABLE, "") not in ("", "0"),
+    )
+
+
+def new_id() -> str:
+    """Eight characters that no other run has, to be typed by people."""
+    return "".join(secrets.choice(_ALPHABET) for _ in range(8))
+
+
+def _job_id(environ: Mapping[str, str]) -> str | None:
+    """An id that all ranks of a job, and its restarts, come to by themselves; None outside of jobs."""
+    if "TORCHELASTIC_RUN_ID" in environ:
+        if environ["TORCHELASTIC_RUN_ID"] != "none":
+            return f"torchrun-{environ['TORCHELASTIC_RUN_ID']}"
+        # torchrun without --rdzv-id: its agent is the parent of all ranks on this host
+        place = f"{socket.gethostname()} {os.getppid()} {_started(os.getppid())} {environ.get('MASTER_PORT', '')}"
+        if environ.get("LOCAL_WORLD_SIZE") != environ.get("WORLD_SIZE"):
+            place = f"{environ.get('MASTER_ADDR', '')} {environ.get('MASTER_PORT', '')}"
+        return f"torchrun-{hashlib.sha256(place.encode()).hexdigest()[:8]}"
+    if "SLURM_JOB_ID" in environ and "SLURM_STEP_ID" in environ:
+        return f"slurm-{environ['SLURM_JOB_ID']}-{environ['SLURM_STEP_ID']}"
+    return None
+
+
+def _started(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def _choice(what: str, given: str, known: tuple[str, ...]) -> str:
+    if given not in known:
+        raise ConfigError(f"{what}={given!r}: it is one of {', '.join(known)}")
+    return given
+
+
+def _first_int(environ: Mapping[str, str], names: tuple[str, ...], default: int) -> int:
+    for name in names:
+        value = environ.get(name, "")
+        if value.isdigit():
+            return int(value)
+    return default

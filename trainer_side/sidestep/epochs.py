@@ -1,0 +1,41 @@
+"""`Run.epoch`: as a call, a context, or an iterator over epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
+
+
+class EpochMark:
+    """What `Run.epoch` returns: it has begun (for a number), or begins each epoch in turn (for an iterable).
+
+    Args:
+        epochs: the number, or the numbers to go through.
+        begin, end: called with an epoch.
+    """
+
+    def __init__(
+        self, epochs: float | Iterable[float], begin: Callable[[float], None], end: Callable[[float], None]
+    ) -> None:
+        self._epochs = epochs
+        self._begin = begin
+        self._end = end
+        if isinstance(epochs, int | float):
+            begin(epochs)
+
+    def __enter__(self) -> EpochMark:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(self._epochs, int | float):
+            self._end(self._epochs)
+
+    def __iter__(self) -> Iterator[float]:
+        if isinstance(self._epochs, int | float):
+            raise TypeError(f"epoch({self._epochs}) is one epoch; to go through several write epoch(range(1, 11))")
+        for epoch in self._epochs:
+            self._begin(epoch)
+            yield epoch
+            self._end(epoch)

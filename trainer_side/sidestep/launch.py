@@ -1,0 +1,124 @@
+"""Finding the collector of a data folder, and starting one in the background where there is none.
+
+Knows the collector by its command line and by the file it writes, and imports nothing of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from sidestep_schemas.errors import FolderError, MissingExtraError
+from sidestep_schemas.layout import default_address
+
+#: A collector that a script started by itself ends when no stream was open for this long.
+IDLE_SECONDS: Final = 600.0
+
+_NEEDED: Final = ("duckdb", "msgspec", "numpy", "pydantic", "structlog", "tensorboard")
+
+
+@dataclass(frozen=True, slots=True)
+class Collector:
+    """A collector that runs here, by what it wrote into its data folder."""
+
+    pid: int
+    address: str
+
+
+def find(root: Path) -> Collector | None:
+    """The collector that serves a data folder on this machine; None when none does."""
+    if not is_locked(root):
+        return None
+    try:
+        found: dict[str, Any] = json.loads((root / "collector.json").read_text(encoding="utf-8"))
+        return Collector(int(found["pid"]), str(found["address"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def is_locked(root: Path) -> bool:
+    """Whether a collector holds the data folder."""
+    try:
+        descriptor = os.open(root / "collector.lock", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    else:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def is_installed() -> bool:
+    """Whether the [collector] extra is there. Imports none of it."""
+    return all(importlib.util.find_spec(name) is not None for name in _NEEDED)
+
+
+def require_installed() -> None:
+    """Fail where the [collector] extra is missing.
+
+    Raises:
+        MissingExtraError: naming the command that mends it.
+    """
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingExtraError(
+            f"the collector is not installed here ({', '.join(missing)} missing): pip install 'sidestep[collector]'"
+        )
+
+
+def command(root: Path, *options: str) -> list[str]:
+    """Command line of a collector for a data folder."""
+    return [sys.executable, "-m", "sidestep_collector", "--dir", str(root), *options]
+
+
+def start(root: Path, *options: str) -> subprocess.Popen[bytes]:
+    """Start a collector in the background, detached from this process group; its output goes to collector.log.
+
+    Raises:
+        FolderError: the data folder cannot be written.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        log = (root / "collector.log").open("ab")
+    except OSError as error:
+        raise FolderError(
+            f"{root} cannot be written ({error.strerror}): choose another with --dir or SIDESTEP_DIR"
+        ) from error
+    with log:
+        return subprocess.Popen(
+            command(root, *options),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            cwd="/",
+        )
+
+
+def ensure(root: Path) -> str | None:
+    """Address of the collector for a data folder, started in the background where it is not running.
+
+    Does not wait for it: its address follows from the folder, and what is logged before it listens is in the
+    journal. None where it cannot run here; the journal then waits for `sidestep sync`.
+    """
+    running = find(root)
+    if running is not None:
+        return running.address
+    if not is_installed():
+        return None
+    if not is_locked(root):
+        with contextlib.suppress(FolderError, OSError):
+            start(root, "--idle-exit", str(IDLE_SECONDS))
+    return default_address(root)

@@ -1,0 +1,157 @@
+"""Journals that a process left behind: found by their free lock, read back, shipped by the same pusher.
+
+A process that was killed leaves whole records in the page cache; one that ended while the collector was away
+leaves them on purpose. Both look alike here. Touches files, never a socket.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgpack
+from sidestep_schemas.claims import claim
+from sidestep_schemas.errors import SegmentError
+from sidestep_schemas.segment import iter_ranges
+from sidestep_schemas.wire import KIND_LIFECYCLE, NO_EPOCH, RECORD_PREFIX, SegmentHeader
+
+from sidestep.journal import Identity, Shipment, remove_stream_folder
+from sidestep.segments import Segment, create_memory_segment, segment_size_for
+
+
+class LeftoverJournal:
+    """A stream on disk whose process is gone. Holds the stream's lock until it is closed.
+
+    Args:
+        folder: folder of the stream.
+        boot: first 8 bytes of this machine's boot id: segments of another boot count only as far as sealed.
+
+    Attributes:
+        seq: records it holds, counted from the stream's first; one more than is on disk where the process did
+            not say its end: that end ("killed") is said here.
+
+    Raises:
+        BlockingIOError: the process lives, or another reader has it.
+        SegmentError: nothing in the folder can be read.
+        VersionError: written by a newer version.
+    """
+
+    def __init__(self, folder: Path, boot: bytes) -> None:
+        self.folder = folder
+        self.wanted = threading.Event()
+        self.damaged: list[Path] = []
+        self._lock = claim(folder)
+        try:
+            self._segments = self._load(boot)
+        except BaseException:
+            os.close(self._lock)
+            raise
+        if not self._segments:
+            os.close(self._lock)
+            raise SegmentError(f"{folder}: no segment in it can be read")
+        header = SegmentHeader.unpack(self._segments[0][0].view)
+        self.identity = Identity(header.run, header.rank, header.attempt, header.stream, header.boot)
+        self.first_seq = header.first_seq
+        self._add_missing_end()
+        self._pending = self._shipments()
+
+    @property
+    def seq(self) -> int:
+        """Records it holds, counted from the stream's first."""
+        return self._segments[-1][0].next_seq
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of records."""
+        return sum(segment.tail for segment, _ in self._segments)
+
+    def provide(self) -> None:
+        """Nothing to provide: nothing is appended."""
+
+    def shipments(self) -> Iterator[Shipment]:
+        """Everything, once; a generator that is not exhausted goes on from there at the next call."""
+        return self._pending
+
+    def release_below(self, watermark: int) -> None:
+        """Nothing before the end: files go when all of them are stored."""
+
+    def close(self, *, delivered: bool) -> None:
+        """Let go of the stream, and remove its folder when all of it is stored."""
+        if delivered and not self.damaged:
+            remove_stream_folder(self.folder)
+        os.close(self._lock)
+
+    def _load(self, boot: bytes) -> list[tuple[Segment, list[Shipment]]]:
+        loaded: list[tuple[Segment, list[Shipment]]] = []
+        for number, path in enumerate(sorted(self.folder.glob("*.seg"))):
+            with contextlib.suppress(SegmentError):
+                segment = _read_segment(path, number)
+                header = SegmentHeader.unpack(segment.view)
+                segment.first_seq = header.first_seq
+                shipments: list[Shipment] = []
+                for start, stop, records in iter_ranges(segment.view, sealed_only=header.boot != boot):
+                    shipments.append(Shipment(segment.next_seq, records, segment, start, stop))
+                    segment.records += records
+                    segment.tail = stop
+                loaded.append((segment, shipments))
+        loaded.sort(key=lambda entry: entry[0].first_seq)
+        return loaded
+
+    def _add_missing_end(self) -> None:
+        last = next((shipments[-1] for _, shipments in reversed(self._segments) if shipments), None)
+        if last is not None and _ends_with_an_end(last):
+            return
+        payload: bytes = msgpack.packb(
+            (KIND_LIFECYCLE, self.seq, time.time_ns(), -1, NO_EPOCH, "end", '{"status":"killed"}')
+        )
+        segment = create_memory_segment(len(self._segments), segment_size_for(len(payload)))
+        segment.first_seq, segment.records = self.seq, 1
+        segment.tail = segment.size
+        start, stop = 64, 64 + ((len(payload) + 15) & ~7)
+        segment.view[start + 8 : start + 8 + len(payload)] = payload
+        segment.words[start >> 2] = len(payload)
+        self._segments.append((segment, [Shipment(segment.first_seq, 1, segment, start, stop)]))
+
+    def _shipments(self) -> Iterator[Shipment]:
+        expected = self.first_seq
+        for segment, shipments in self._segments:
+            if segment.first_seq > expected:
+                reason = "the segment that held them is missing or damaged"
+                yield Shipment(expected, segment.first_seq - expected, None, reason=reason)
+            yield from shipments
+            expected = segment.next_seq
+
+
+def boot_id() -> bytes:
+    """Eight bytes that change when the machine starts anew; zeros where the system does not tell."""
+    with contextlib.suppress(OSError, ValueError):
+        text = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+        return bytes.fromhex(text.strip().replace("-", ""))[:8]
+    return bytes(8)
+
+
+def _read_segment(path: Path, number: int) -> Segment:
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size < RECORD_PREFIX.size:
+            raise SegmentError(f"{path}: empty")
+        mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return Segment(number, size, mapping, None)
+
+
+def _ends_with_an_end(shipment: Shipment) -> bool:
+    segment = shipment.segment
+    if segment is None:
+        return False
+    *_, last = iter_ranges(segment.view[: shipment.stop], start=shipment.start, limit=1)
+    length, _ = RECORD_PREFIX.unpack_from(segment.view, last.start)
+    with contextlib.suppress(ValueError, TypeError, msgpack.UnpackException):
+        fields = msgpack.unpackb(segment.view[last.start + 8 : last.start + 8 + length], max_array_len=64)
+        return fields[0] == KIND_LIFECYCLE and fields[5] == "end"
+    return False
+

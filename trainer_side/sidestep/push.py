@@ -1,0 +1,291 @@
+"""The drain thread: ships the journal over ZeroMQ and forgets what the collector has stored.
+
+The only module of the trainer side that touches a socket. It never holds a lock that the training thread
+takes, except for the moment of a copy, and every call to ZeroMQ is non-blocking.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import msgpack
+import zmq
+from sidestep_schemas.layout import endpoints
+from sidestep_schemas.wire import ACK_TOPIC, FRAME_BYTES_MAX, FRAME_GAP, FRAME_RECORDS, WIRE_VERSION
+
+from sidestep.journal import Identity, Shipment
+
+logger = logging.getLogger("sidestep")
+
+#: Waking for every step costs three times more than waking on a timer.
+TICK_SECONDS = 0.02
+#: What one wake-up ships at most, so that acknowledgements and segments get their turn.
+_SHIPMENTS_PER_TICK = 64
+_STALL_SECONDS = (5.0, 60.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """What a collector says of a stream: see the wire's description."""
+
+    boot: bytes
+    watermark: int
+    received: int
+    rewind: bool
+    message: str
+
+
+@dataclass(slots=True)
+class Delivery:
+    """How far a stream is, in records: all below `shipped` were handed to the socket, all below `committed` are
+    stored. `refused` says why a collector does not take the stream."""
+
+    shipped: int = 0
+    committed: int = 0
+    resent: int = 0
+    refused: str = ""
+
+
+class Source(Protocol):
+    """What a `Pusher` ships: the journal of this process, or one that a dead process left."""
+
+    identity: Identity
+    wanted: threading.Event
+
+    @property
+    def seq(self) -> int:
+        """Records so far."""
+        ...
+
+    def provide(self) -> None:
+        """Housekeeping, at every wake-up."""
+
+    def shipments(self) -> Iterator[Shipment]:
+        """What has not been yielded yet."""
+        ...
+
+    def release_below(self, watermark: int) -> None:
+        """Forget what is stored."""
+
+
+class Pusher:
+    """Ships one journal from a thread of its own.
+
+    Args:
+        journal: what to ship.
+        address: the collector's address; None ships nothing and only provides segments.
+        on_tick: called at every wake-up, on the drain thread.
+
+    Attributes:
+        delivery: how far the stream is.
+    """
+
+    def __init__(self, journal: Source, address: str | None, on_tick: Callable[[], None] | None = None) -> None:
+        self.journal = journal
+        self.address = address
+        self.delivery = Delivery()
+        self._on_tick = on_tick
+        self._progress = threading.Condition()
+        self._stop = threading.Event()
+        self._unacked: deque[Shipment] = deque()
+        self._resend = 0  # index in _unacked of what is sent next; its length when nothing is to be resent
+        self._boot = b""
+        self._stalled_at = time.monotonic()
+        self._stall_seconds = _STALL_SECONDS[0]
+        self._thread = threading.Thread(target=self._work, name="sidestep-drain", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def wait(self, seq: int, timeout: float) -> bool:
+        """Wait until all records below `seq` are committed; at most `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        self.journal.wanted.set()
+        with self._progress:
+            while self.delivery.committed < seq and not self.delivery.refused:
+                left = deadline - time.monotonic()
+                if left <= 0 or not self._thread.is_alive():
+                    break
+                self._progress.wait(min(left, 0.1))
+        return self.delivery.committed >= seq
+
+    def stop(self, timeout: float) -> bool:
+        """End the thread; False when it did not end in time (a disk that does not answer)."""
+        self._stop.set()
+        self.journal.wanted.set()
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _work(self) -> None:
+        sockets: _Sockets | None = None
+        try:
+            sockets = _Sockets(self.address, self.journal.identity) if self.address else None
+            while not self._stop.is_set():
+                self.journal.wanted.wait(TICK_SECONDS)
+                self.journal.wanted.clear()
+                self._tick(sockets)
+        except Exception:
+            logger.exception("shipping stopped; records stay in the journal, `sidestep sync` ships them")
+        finally:
+            if sockets is not None:
+                sockets.close()
+
+    def _tick(self, sockets: _Sockets | None) -> None:
+        self.journal.provide()
+        if self._on_tick is not None:
+            self._on_tick()
+        if sockets is None:
+            return
+        for ack in sockets.acks():
+            self._take(ack)
+        if not self.delivery.refused:
+            self._ship(sockets)
+            self._watch_for_stall()
+
+    def _ship(self, sockets: _Sockets) -> None:
+        sent = 0
+        while self._resend < len(self._unacked) and sent < _SHIPMENTS_PER_TICK:
+            if not sockets.send(self._unacked[self._resend]):
+                return
+            self._note_sent(self._unacked[self._resend])
+            sent += 1
+        if self._resend < len(self._unacked):
+            self.journal.wanted.set()
+            return
+        if not sockets.ready():
+            return
+        for shipment in self.journal.shipments():
+            if not self._unacked:
+                self._stalled_at = time.monotonic()
+            self._unacked.append(shipment)
+            if not sockets.send(shipment):
+                return  # it stays at the end of _unacked, and _resend points to it
+            self._note_sent(shipment)
+            sent += 1
+            if sent >= _SHIPMENTS_PER_TICK:
+                self.journal.wanted.set()
+                return
+
+    def _note_sent(self, shipment: Shipment) -> None:
+        self._resend += 1
+        if shipment.next_seq > self.delivery.shipped:
+            self.delivery.shipped = shipment.next_seq
+        else:
+            self.delivery.resent += shipment.records
+
+    def _take(self, ack: Ack) -> None:
+        if ack.watermark > self.journal.seq:
+            return  # nobody can have stored what was never written
+        if ack.message and ack.message != self.delivery.refused:
+            self.delivery.refused = ack.message
+            logger.warning("the collector refuses this run: %s", ack.message)
+        if ack.watermark > self.delivery.committed:
+            self._forget(ack.watermark)
+        if ack.rewind or ack.boot != self._boot:
+            self._boot = ack.boot
+            self._rewind(ack.received)
+
+    def _forget(self, watermark: int) -> None:
+        while self._unacked and self._unacked[0].next_seq <= watermark:
+            self._unacked.popleft()
+            self._resend = max(0, self._resend - 1)
+        self.journal.release_below(watermark)
+        self._stalled_at = time.monotonic()
+        self._stall_seconds = _STALL_SECONDS[0]
+        with self._progress:
+            self.delivery.committed = watermark
+            self._progress.notify_all()
+
+    def _rewind(self, seq: int) -> None:
+        lowest = self._unacked[0].first_seq if self._unacked else self.delivery.shipped
+        if seq < min(lowest, self.delivery.committed):
+            # A collector that knows less than another one has acknowledged: a new store, or an older copy of it.
+            reason = "they were acknowledged by a collector whose store this one does not have"
+            self._unacked.appendleft(Shipment(seq, lowest - seq, None, reason=reason))
+        self._resend = next(
+            (index for index, shipment in enumerate(self._unacked) if shipment.next_seq > seq), len(self._unacked)
+        )
+        self._stalled_at = time.monotonic()
+
+    def _watch_for_stall(self) -> None:
+        if not self._unacked or time.monotonic() - self._stalled_at < self._stall_seconds:
+            return
+        self._stall_seconds = min(2 * self._stall_seconds, _STALL_SECONDS[1])
+        self._rewind(self.delivery.committed)
+
+
+class _Sockets:
+    """The two sockets of a stream: PUSH for records, SUB for acknowledgements."""
+
+    def __init__(self, address: str, identity: Identity) -> None:
+        points = endpoints(address)
+        self._envelope = (identity.run, identity.rank, identity.attempt, identity.stream)
+        self._topic = ACK_TOPIC + identity.stream
+        self._context: zmq.Context[Any] = zmq.Context()
+        self._push = self._context.socket(zmq.PUSH)
+        self._push.set(zmq.SNDHWM, 16)
+        self._push.set(zmq.IMMEDIATE, 1)  # no peer, no message: the journal is the only buffer
+        self._sub = self._context.socket(zmq.SUB)
+        for socket in (self._push, self._sub):
+            socket.set(zmq.LINGER, 0)
+            socket.set(zmq.RECONNECT_IVL, 50)
+            socket.set(zmq.RECONNECT_IVL_MAX, 2000)
+            socket.set(zmq.HEARTBEAT_IVL, 2000)
+            socket.set(zmq.HEARTBEAT_TIMEOUT, 6000)
+            socket.set(zmq.MAXMSGSIZE, FRAME_BYTES_MAX)
+        self._sub.set(zmq.SUBSCRIBE, self._topic)
+        self._push.connect(points.data)
+        self._sub.connect(points.ack)
+
+    def ready(self) -> bool:
+        """Whether a frame would be taken now."""
+        return bool(self._push.poll(0, zmq.POLLOUT))
+
+    def send(self, shipment: Shipment) -> bool:
+        """Hand a frame to the socket; False when it takes none now."""
+        segment = shipment.segment
+        kind = FRAME_GAP if segment is None else FRAME_RECORDS
+        body = shipment.reason.encode() if segment is None else bytes(segment.view[shipment.start : shipment.stop])
+        frame = msgpack.packb(
+            (WIRE_VERSION, kind, *self._envelope, shipment.first_seq, shipment.records, body, zlib.crc32(body))
+        )
+        try:
+            self._push.send(frame, zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            return False
+        return True
+
+    def acks(self) -> list[Ack]:
+        """What came since the last call."""
+        found: list[Ack] = []
+        with contextlib.suppress(zmq.Again):
+            while True:
+                message = self._sub.recv(zmq.NOBLOCK)
+                ack = _decode_ack(message[len(self._topic) :])
+                if ack is not None:
+                    found.append(ack)
+        return found
+
+    def close(self) -> None:
+        """Close both without waiting: what was not taken is in the journal."""
+        self._context.destroy(linger=0)
+
+
+def _decode_ack(data: bytes) -> Ack | None:
+    """An acknowledgement, or None for bytes that are none (counted nowhere: the collector will say it again)."""
+    try:
+        fields = msgpack.unpackb(data, max_array_len=16, max_str_len=4096, max_bin_len=64, max_map_len=0)
+        _version, boot, watermark, received, rewind, message = fields[:6]
+    except (ValueError, TypeError, msgpack.UnpackException):
+        return None
+    whole = type(watermark) is int and type(received) is int and isinstance(boot, bytes) and isinstance(message, str)
+    return Ack(boot, watermark, received, bool(rewind), message) if whole and 0 <= watermark <= received else None

@@ -1,0 +1,71 @@
+"""What `Run.finish` returns and `Run.config` holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryReport:
+    """What became of the records of this process.
+
+    Attributes:
+        sent: records that were logged, those that were lost included.
+        committed: records that the collector has stored.
+        pending: records that wait in the journal; `sidestep sync` ships them.
+        lost: records that nobody can deliver any more.
+        reasons: lost records by reason.
+        refused: values or calls that were not recorded, by reason.
+        journal: folder where pending records lie; None where none do.
+        seconds: how long `finish` took.
+    """
+
+    sent: int
+    committed: int
+    pending: int
+    lost: int
+    reasons: Mapping[str, int] = field(default_factory=dict[str, int])
+    refused: Mapping[str, int] = field(default_factory=dict[str, int])
+    journal: str | None = None
+    seconds: float = 0.0
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything that was logged is stored."""
+        return self.pending == 0 and self.lost == 0
+
+    def __str__(self) -> str:
+        text = f"sent {self.sent:,}, committed {self.committed:,}, lost {self.lost:,}"
+        if self.pending:
+            text += f", {self.pending:,} wait in {self.journal}: `sidestep up` or `sidestep sync` delivers them"
+        if self.reasons:
+            text += f" ({', '.join(f'{count:,}: {reason}' for reason, count in self.reasons.items())})"
+        return text
+
+
+class LoggedConfig(dict[str, Any]):
+    """A dict whose changes are recorded.
+
+    Args:
+        initial: first content, not recorded here.
+        record: called with the whole content after a change.
+    """
+
+    def __init__(self, initial: Mapping[str, Any], record: Callable[[Mapping[str, Any]], None]) -> None:
+        super().__init__(initial)
+        self._record = record
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(key, value)
+        self._record(self)
+
+    def __delitem__(self, key: str) -> None:
+        super().__delitem__(key)
+        self._record(self)
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        """Change several entries and record them once."""
+        super().update(*args, **kwargs)
+        self._record(self)

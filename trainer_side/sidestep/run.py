@@ -1,0 +1,488 @@
+"""The object a script holds: what it logs goes into the journal, and the calling thread goes on.
+
+This module knows the order of the trainer side: snapshot, journal, push. After `init` nothing here raises into
+the training loop: what cannot be recorded is counted and said once (`SIDESTEP_STRICT=1` raises instead).
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Final
+
+import msgpack
+from sidestep_schemas.wire import (
+    DTYPE_FLOAT32,
+    DTYPE_FLOAT64,
+    KIND_FIGURE,
+    KIND_LIFECYCLE,
+    KIND_SCHEMA,
+    KIND_TENSOR,
+    KIND_TEXT,
+    NO_EPOCH,
+    TIER_EPOCH,
+    TIER_STEP,
+)
+
+from sidestep import snapshot
+from sidestep.complaints import Complaints
+from sidestep.config import RunConfig
+from sidestep.epochs import EpochMark
+from sidestep.errors import UsageError
+from sidestep.journal import Journal, KeySetLayout
+from sidestep.push import Pusher
+from sidestep.report import DeliveryReport, LoggedConfig
+
+#: Key sets that are remembered; a script that logs ever new names makes records of a new set each time.
+_LAYOUTS_MAX: Final = 4096
+_NAME_BYTES_MAX: Final = 1024
+_NAMES_MAX: Final = 10_000
+_PLAIN: Final = (float, int)
+
+
+class Run:
+    """A run of one process (one rank). Made by `sidestep.init` and `sidestep.watch`.
+
+    Args:
+        settings: what the run is.
+        journal: where records go; None for a run that is off.
+        pusher: ships the journal.
+        config: the script's own configuration.
+    """
+
+    def __init__(
+        self,
+        settings: RunConfig,
+        journal: Journal | None,
+        pusher: Pusher | None,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._settings = settings
+        self._journal = journal
+        self._pusher = pusher
+        self._step = -1
+        self._epoch = NO_EPOCH
+        self._counts_own_steps = True
+        self._layouts: dict[tuple[str | None, str, int, tuple[str, ...]], KeySetLayout] = {}
+        self._next_key_set = 0
+        self._mailbox = snapshot.DeviceMailbox()
+        self._complaints = Complaints(strict=settings.strict)
+        self._report: DeliveryReport | None = None
+        self._finish_lock = threading.Lock()
+        self._failure: str | None = None
+        self._at_finish: list[Callable[[], None]] = []
+        self._config = LoggedConfig(snapshot.jsonable(config or {}), self._log_config)
+
+    # --- what it is --------------------------------------------------------------------------------------
+
+    @property
+    def id(self) -> str:
+        """Id of the run: the same id again is a new attempt of the same run."""
+        return self._settings.id
+
+    @property
+    def project(self) -> str:
+        """Project of the run."""
+        return self._settings.project
+
+    @property
+    def name(self) -> str:
+        """Name for people."""
+        return self._settings.name
+
+    @property
+    def rank(self) -> int:
+        """Rank of this process."""
+        return self._settings.rank
+
+    @property
+    def config(self) -> LoggedConfig:
+        """The script's configuration; a change to it is recorded."""
+        return self._config
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it has not been finished."""
+        return self._report is None
+
+    @property
+    def is_off(self) -> bool:
+        """Whether its calls do nothing."""
+        return self._journal is None
+
+    @property
+    def step(self) -> int:
+        """Last step: counted by the watched optimizer, else given, else counted by calls; -1 before the first."""
+        return self._step
+
+    @property
+    def stats(self) -> dict[str, Any]:
+        """What this process did so far: records by their fate, refused values by kind, where the journal is."""
+        journal, pusher = self._journal, self._pusher
+        return {
+            "records": journal.seq if journal else 0,
+            "shipped": pusher.delivery.shipped if pusher else 0,
+            "committed": pusher.delivery.committed if pusher else 0,
+            "resent": pusher.delivery.resent if pusher else 0,
+            "dropped": dict(journal.dropped) if journal else {},
+            "refused": dict(self._complaints.counts),
+            "skipped_device_copies": self._mailbox.skipped,
+            "journal": str(journal.folder) if journal and journal.folder else None,
+            "degraded": journal.degraded if journal else "",
+        }
+
+    # --- numbers -----------------------------------------------------------------------------------------
+
+    def log(
+        self,
+        mapping: Mapping[str, Any],
+        *,
+        step: int | None = None,
+        split: str | None = "train",
+        epoch: float | None = None,
+    ) -> None:
+        """Record named numbers.
+
+        Args:
+            mapping: names to floats, integers, numpy scalars, tensors of one element (one on a device is copied
+                without waiting for it), or small arrays, which are kept as tensors. A name without `/` gets
+                `split/` before it.
+            step: the step they belong to; default the watched optimizer's, else one more than at the last call.
+            split: "train", "val" or another; None keeps names as they are.
+            epoch: the epoch they belong to (fractions allowed); default the one that was begun. Giving it says
+                that these are numbers of an epoch, not of a step.
+        """
+        journal = self._journal
+        if journal is None:
+            return
+        try:
+            if step is None:
+                if self._counts_own_steps and epoch is None:
+                    self._step += 1
+                step = self._step
+            elif self._counts_own_steps:
+                self._step = step
+            tier = TIER_STEP
+            if epoch is None:
+                epoch = self._epoch
+            else:
+                tier = TIER_EPOCH
+            values = mapping.values()
+            # The sum tells in 0.5 us for 100 values whether all are plain numbers: a tensor, an array, text or
+            # anything else that would be slow or wrong to convert gives another type, or raises.
+            if type(sum(values)) in _PLAIN:
+                layout = self._layouts.get((split, tier, DTYPE_FLOAT64, tuple(mapping)))
+                if layout is not None:
+                    journal.append_scalars(time.time_ns(), step, epoch, layout, values)
+                    return
+        except Exception:  # noqa: BLE001, S110 - whatever it was, the careful way finds it and names it
+            pass
+        self._guarded(lambda: self._log_carefully(mapping, step, split, epoch))
+
+    def record(
+        self,
+        names: tuple[str, ...],
+        values: Any,
+        *,
+        step: int | None = None,
+        epoch: float | None = None,
+        tier: str = TIER_STEP,
+        t_ns: int | None = None,
+    ) -> None:
+        """Record numbers whose names are fixed: what probes use. Names are whole tags.
+
+        Args:
+            names: tags; hand in the same tuple each time.
+            values: as many floats, or a float32 tensor of shape (len(names),), on a device or not.
+            step, epoch: default the current ones.
+            tier: cadence of these numbers: "step", "epoch" or "periodic".
+            t_ns: when they were taken; default now.
+        """
+        if self._journal is None:
+            return
+        at = (
+            time.time_ns() if t_ns is None else t_ns,
+            self._step if step is None else step,
+            self._epoch if epoch is None else epoch,
+        )
+        if snapshot.is_tensor(values):
+            if snapshot.is_on_device(values):
+                self._mailbox.post(values, lambda host: self._append(at, names, host.tolist(), tier, DTYPE_FLOAT32))
+                return
+            values = values.tolist()
+            self._guarded(lambda: self._append(at, names, values, tier, DTYPE_FLOAT32))
+            return
+        self._guarded(lambda: self._append(at, names, values, tier, DTYPE_FLOAT64))
+
+    def collect(self) -> None:
+        """Record what has arrived from a device since; never waits. Called by the watched optimizer's hook."""
+        self._guarded(self._mailbox.collect)
+
+    # --- other things ------------------------------------------------------------------------------------
+
+    def image(self, name: str, image: Any, *, step: int | None = None, split: str | None = None) -> None:
+        """Record an image: PNG bytes, a Pillow image, or an array or tensor of shape (H, W), (H, W, C), (C, H, W),
+        uint8 or floats from 0 to 1. It is encoded here, in the calling thread: milliseconds, not microseconds."""
+        self._guarded(
+            lambda: self._append_item(KIND_FIGURE, step, "image", _tag(name, split), snapshot.png(image), b"")
+        )
+
+    def histogram(
+        self,
+        name: str,
+        values: Any = None,
+        *,
+        bins: int | Sequence[float] = 64,
+        counts: Any = None,
+        edges: Any = None,
+        step: int | None = None,
+        split: str | None = None,
+    ) -> None:
+        """Record a histogram: of `values`, or one that was counted already (`counts`, `edges`)."""
+
+        def append() -> None:
+            if (values is None) == (counts is None):
+                raise UsageError("histogram() takes either values, or counts with edges")
+            pair = snapshot.counted_histogram(counts, edges) if values is None else snapshot.histogram(values, bins)
+            self._append_item(KIND_FIGURE, step, "histogram", _tag(name, split), *pair)
+
+        self._guarded(append)
+
+    def tensor(self, name: str, value: Any, *, step: int | None = None, split: str | None = None) -> None:
+        """Record a small array or tensor with its type and shape; at most about 16 MB."""
+
+        def append(host: Any) -> None:
+            raw = snapshot.raw_tensor(host)
+            self._append_item(KIND_TENSOR, step, _tag(name, split), raw.dtype, raw.shape, raw.data)
+
+        if self._journal is not None and snapshot.is_on_device(value):
+            self._guarded(lambda: self._mailbox.post(value.detach(), append))
+            return
+        self._guarded(lambda: append(value))
+
+    def text(self, name: str, text: str, *, step: int | None = None, split: str | None = None) -> None:
+        """Record a text."""
+        self._guarded(lambda: self._append_item(KIND_TEXT, step, "text", _tag(name, split), str(text)))
+
+    def mark(self, event: str, /, *, step: int | None = None, **details: Any) -> None:
+        """Record that something happened: `run.mark("checkpoint", path=..., size_mb=...)`."""
+        self._guarded(lambda: self._event(str(event), details, step))
+
+    def epoch(self, epochs: float | Iterable[float]) -> EpochMark:
+        """Say which epoch it is: `run.epoch(3)`, `with run.epoch(3): ...`, `for epoch in run.epoch(range(1, 11)): ...`.
+
+        What is logged from then on belongs to it. A following epoch, or the end of the run, ends it.
+        """
+        return EpochMark(epochs, self._begin_epoch, self._end_epoch)
+
+    # --- end ---------------------------------------------------------------------------------------------
+
+    def flush(self, timeout: float = 10.0) -> bool:
+        """Wait until everything logged so far is stored, at most `timeout` seconds; whether it is."""
+        journal, pusher = self._journal, self._pusher
+        if journal is None or pusher is None:
+            return journal is None
+        return pusher.wait(journal.seq, timeout)
+
+    def finish(self, status: str | None = None, timeout: float = 2.0) -> DeliveryReport:
+        """End the run: record its end and wait until it is stored, at most `timeout` seconds.
+
+        Args:
+            status: "finished" or "failed"; default what is known ("failed" after an uncaught exception).
+            timeout: bound in seconds on waiting; what is not stored by then stays in the journal.
+
+        Returns:
+            What became of each record. The same report when called again.
+        """
+        with self._finish_lock:
+            if self._report is None:
+                self._report = self._finish(status, timeout)
+            return self._report
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self.note_failure(error)
+        self.finish()
+
+    def note_failure(self, error: BaseException) -> None:
+        """Remember the exception that ends the script; its end will say so."""
+        self._failure = f"{type(error).__name__}: {error}"[:2000]
+
+    def at_finish(self, call: Callable[[], None]) -> None:
+        """Have something called before the run ends: removing hooks, say."""
+        self._at_finish.append(call)
+
+    def turn_off(self) -> None:
+        """Make every further call do nothing: said in a forked child, whose journal belongs to its parent."""
+        self._journal = None
+        self._pusher = None
+        self._report = DeliveryReport(0, 0, 0, 0)
+
+    def count_steps_by_optimizer(self) -> None:
+        """From now on steps are counted by `begin_step`, not by calls of `log`."""
+        self._counts_own_steps = False
+
+    def next_step(self) -> int:
+        """Count one optimizer step; returns its number."""
+        self._step += 1
+        return self._step
+
+    # --- inside ------------------------------------------------------------------------------------------
+
+    def _log_carefully(
+        self, mapping: Mapping[Any, Any], step: int | None, split: str | None, epoch: float | None
+    ) -> None:
+        if not isinstance(mapping, Mapping):
+            raise UsageError(f"log() takes a mapping of names to numbers, not {type(mapping).__name__}")
+        given = epoch is not None and epoch is not self._epoch
+        at = (
+            time.time_ns(),
+            int(self._step if step is None else step),
+            float(self._epoch if epoch is None else epoch),
+        )
+        plain: dict[str, float] = {}
+        device: dict[str, Any] = {}
+        for name, value in mapping.items():
+            if not isinstance(name, str) or not name or len(name.encode("utf-8", "replace")) > _NAME_BYTES_MAX:
+                what = f"{name!r:.80} is no name: names are text of 1 to {_NAME_BYTES_MAX} bytes; its value is left out"
+                self._complaints.add("name", repr(name)[:80], what)
+            elif snapshot.is_on_device(value) and value.numel() == 1:
+                device[name] = value.detach().reshape(())
+            elif snapshot.dimensions(value) > 0 and snapshot.element_count(value) != 1:
+                self.tensor(_tag(name, split), value, step=at[1])
+            else:
+                try:
+                    plain[name] = snapshot.scalar(value)
+                except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+                    what = f"{name!r} is no number and is left out: {error}"
+                    self._complaints.add("value", name, what)
+        tier = TIER_EPOCH if given else TIER_STEP
+        if plain:
+            self._append(at, tuple(plain), plain.values(), tier, DTYPE_FLOAT64, split)
+        if device:
+            self._post_scalars(at, device, tier, split)
+
+    def _post_scalars(self, at: tuple[int, int, float], device: dict[str, Any], tier: str, split: str | None) -> None:
+        import torch  # noqa: PLC0415 - whoever has a tensor on a device has torch
+
+        names = tuple(device)
+        stacked = torch.stack([value.to(torch.float32) for value in device.values()])
+        self._mailbox.post(stacked, lambda host: self._append(at, names, host.tolist(), tier, DTYPE_FLOAT32, split))
+
+    def _append(
+        self,
+        at: tuple[int, int, float],
+        names: tuple[str, ...],
+        values: Iterable[float],
+        tier: str,
+        dtype: int,
+        split: str | None = None,
+    ) -> None:
+        journal = self._journal
+        if journal is None:
+            return
+        key = (split, tier, dtype, names)
+        layout = self._layouts.get(key)
+        if layout is None:
+            layout = self._declare(journal, key)
+        journal.append_scalars(*at, layout, values)
+
+    def _declare(self, journal: Journal, key: tuple[str | None, str, int, tuple[str, ...]]) -> KeySetLayout:
+        split, tier, dtype, names = key
+        tags = tuple(_tag(name, split) for name in names)
+        if len(tags) > _NAMES_MAX:
+            raise UsageError(f"{len(tags)} names in one call; at most {_NAMES_MAX} are recorded at once")
+        if len(set(tags)) != len(tags):
+            double = next(tag for tag in tags if tags.count(tag) > 1)
+            raise UsageError(f"two names of one call give the same tag {double!r}")
+        layout = KeySetLayout(self._next_key_set, len(names), dtype)
+        self._next_key_set += 1
+        payload = (layout.id, dtype, tier, tags, ())
+        now, step, epoch = time.time_ns(), self._step, self._epoch
+        journal.append(lambda seq: msgpack.packb((KIND_SCHEMA, seq, now, step, epoch, *payload)))
+        if len(self._layouts) >= _LAYOUTS_MAX:
+            self._layouts.clear()
+        self._layouts[key] = layout
+        return layout
+
+    def _append_item(self, kind: int, step: int | None, *fields: Any) -> None:
+        journal = self._journal
+        if journal is None:
+            return
+        at = (time.time_ns(), self._step if step is None else int(step), self._epoch)
+        journal.append(lambda seq: msgpack.packb((kind, seq, *at, *fields), unicode_errors="replace"))
+
+    def _event(self, event: str, details: Mapping[str, Any], step: int | None = None) -> None:
+        self._append_item(KIND_LIFECYCLE, step, event, json.dumps(snapshot.jsonable(details), allow_nan=False))
+
+    def _log_config(self, config: Mapping[str, Any]) -> None:
+        text = json.dumps(snapshot.jsonable(config), allow_nan=False)
+        self._guarded(lambda: self._append_item(KIND_TEXT, None, "config", "config", text))
+
+    def _begin_epoch(self, epoch: float) -> None:
+        if self._epoch == self._epoch:  # not NaN: one is open
+            self._end_epoch(self._epoch)
+        self._epoch = float(epoch)
+        self._guarded(lambda: self._event("epoch_begin", {"epoch": float(epoch)}))
+
+    def _end_epoch(self, epoch: float) -> None:
+        if self._epoch != epoch:
+            return
+        self._guarded(lambda: self._event("epoch_end", {"epoch": float(epoch)}))
+        self._epoch = NO_EPOCH
+
+    def _guarded(self, call: Callable[[], None]) -> None:
+        if self._journal is None:
+            return
+        try:
+            call()
+        except Exception as error:
+            if self._settings.strict:
+                raise
+            kind = type(error).__name__
+            self._complaints.add(kind, str(error)[:200], f"a call recorded nothing: {error or kind}")
+
+    def _finish(self, status: str | None, timeout: float) -> DeliveryReport:
+        started = time.monotonic()
+        journal, pusher = self._journal, self._pusher
+        if journal is None or pusher is None:
+            return DeliveryReport(0, 0, 0, 0)
+        for call in self._at_finish:
+            self._guarded(call)
+        self._guarded(lambda: self._mailbox.collect(wait=True))
+        if self._epoch == self._epoch:
+            self._end_epoch(self._epoch)
+        status = status or ("failed" if self._failure else "finished")
+        self._guarded(lambda: self._event("end", {"status": status, "error": self._failure}))
+        self._journal = None  # whatever is logged from here on is nothing
+        delivered = pusher.wait(journal.seq, timeout)
+        stopped = pusher.stop(max(0.2, timeout - (time.monotonic() - started)))
+        committed = min(pusher.delivery.committed, journal.seq)
+        if stopped:
+            journal.close(delivered=delivered)
+        reasons = dict(journal.dropped)
+        if not delivered and (homeless := journal.undelivered_in_memory()):
+            reasons["neither the collector nor a disk took them"] = homeless
+        dropped = sum(reasons.values())
+        return DeliveryReport(
+            sent=journal.seq,
+            committed=committed - min(dropped, committed),
+            pending=journal.seq - max(committed, dropped),
+            lost=dropped,
+            reasons=reasons,
+            refused=dict(self._complaints.counts),
+            journal=None if delivered else str(journal.folder),
+            seconds=time.monotonic() - started,
+        )
+
+
+def _tag(name: str, split: str | None) -> str:
+    return name if split is None or "/" in name else f"{split}/{name}"

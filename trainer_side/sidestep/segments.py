@@ -1,0 +1,172 @@
+"""Segments: the files (or, where no file can be had, the memory) that records are appended to.
+
+Made, zeroed, recycled and removed by the drain thread; written by the training thread through a memory map,
+so that appending is a copy into memory and survives the death of the process. Touches files, never a socket.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from pathlib import Path
+
+from sidestep_schemas.wire import RECORD_PREFIX, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SEGMENT_HEADER, SegmentHeader
+
+#: Memory for records that no file would take: beyond it they are dropped and counted.
+RING_BYTES_MAX = 16 * SEGMENT_BYTES_MIN
+
+#: File systems on which a shared memory map is refused or does not keep its promises.
+_NETWORK_FILESYSTEMS = frozenset(
+    "nfs nfs4 cifs smb3 smbfs 9p ceph glusterfs lustre gpfs beegfs afs ncpfs orangefs fuse.sshfs fuse.s3fs "
+    "fuse.gcsfuse fuse.glusterfs fuse.rclone fuse.juicefs fuse.ceph-fuse virtiofs".split()
+)
+_ZEROS = bytes(1 << 18)
+
+
+class Segment:
+    """Room for records.
+
+    Attributes:
+        number: position in its stream, from 0.
+        size: bytes, header included.
+        tail: offset behind the last whole record. Only the training thread moves it.
+        records: whole records in it.
+        first_seq: seq of its first record, once it is in use.
+    """
+
+    __slots__ = ("_map", "first_seq", "number", "path", "records", "size", "tail", "view", "words")
+
+    def __init__(self, number: int, size: int, mapping: mmap.mmap | bytearray, path: Path | None) -> None:
+        self.number = number
+        self.size = size
+        self.path = path
+        self._map = mapping
+        self.view = memoryview(mapping)
+        self.words = self.view.cast("I")
+        self.tail = SEGMENT_HEADER.size
+        self.records = 0
+        self.first_seq = -1
+
+    @property
+    def next_seq(self) -> int:
+        """Seq behind its last record."""
+        return self.first_seq + self.records
+
+    def open(self, header: SegmentHeader) -> None:
+        """Put it to use: from here on the file says whose records it holds."""
+        self.first_seq = header.first_seq
+        self.view[: SEGMENT_HEADER.size] = header.pack()
+
+    def reuse(self, number: int, path: Path) -> None:
+        """Make an acknowledged segment empty again, under a new number. Keeps its disk blocks and its memory.
+
+        Raises:
+            OSError: it cannot be renamed.
+        """
+        if self.path is not None:
+            _prefault(self.view[: self.tail])
+            self.path.rename(path)
+            self.path = path
+        self.number, self.tail, self.records, self.first_seq = number, SEGMENT_HEADER.size, 0, -1
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether its records do not survive the process, unless they were spilled."""
+        return isinstance(self._map, bytearray)
+
+    def spill(self, path: Path) -> None:
+        """Copy a segment in memory to a file, so that its records survive the process.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        unfinished = path.with_suffix(".tmp")
+        try:
+            unfinished.write_bytes(self.view[: self.tail])
+            unfinished.rename(path)
+        except OSError:
+            unfinished.unlink(missing_ok=True)
+            raise
+        self.path = path
+
+    def release(self) -> None:
+        """Give back its memory and remove its file."""
+        self.words.release()
+        self.view.release()
+        if isinstance(self._map, mmap.mmap):
+            self._map.close()
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+def create_file_segment(path: Path, number: int, size: int) -> Segment:
+    """A segment in a new file whose disk blocks are reserved and whose pages are in memory.
+
+    Reserving matters: storing into a mapped page that has no block left on a full disk is a SIGBUS.
+
+    Raises:
+        OSError: the disk is full, read-only, or does not map files.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        _reserve(descriptor, size)
+        segment = Segment(number, size, mmap.mmap(descriptor, size), path)
+    except (OSError, ValueError) as error:
+        path.unlink(missing_ok=True)
+        raise error if isinstance(error, OSError) else OSError(str(error)) from error
+    finally:
+        os.close(descriptor)
+    _prefault(segment.view)
+    return segment
+
+
+def create_memory_segment(number: int, size: int) -> Segment:
+    """A segment in memory: survives neither the process nor the machine, but a dead disk."""
+    return Segment(number, size, bytearray(size), None)
+
+
+def segment_size_for(nbytes: int) -> int:
+    """Size of a segment that holds a record of `nbytes` payload."""
+    needed = SEGMENT_HEADER.size + RECORD_PREFIX.size + nbytes + 8
+    size = SEGMENT_BYTES_MIN
+    while size < needed:
+        size *= 4
+    return min(size, SEGMENT_BYTES_MAX)
+
+
+def is_network_folder(folder: Path, mountinfo: str = "/proc/self/mountinfo") -> bool:
+    """Whether a folder lies on a network file system, as far as the kernel says. False where it does not say."""
+    try:
+        lines = Path(mountinfo).read_text(encoding="utf-8", errors="replace").splitlines()
+        target = str(folder.resolve())
+    except OSError:
+        return False
+    best, kind = "", ""
+    for line in lines:
+        before, _, after = line.partition(" - ")
+        fields = before.split()
+        if len(fields) < 5 or not after:
+            continue
+        point = fields[4].replace("\\040", " ")
+        inside = target == point or target.startswith(point.rstrip("/") + "/")
+        if inside and len(point) >= len(best):
+            best, kind = point, after.split()[0]
+    return kind in _NETWORK_FILESYSTEMS
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size)
+        return
+    for _ in range(0, size, len(_ZEROS)):  # macOS
+        os.write(descriptor, _ZEROS)
+
+
+def _prefault(view: memoryview) -> None:
+    # The kernel copies zeros into the mapped pages while the interpreter lock is free: it empties a recycled
+    # segment and makes the pages of a new one present, so that the training thread meets no page fault.
+    # Measured: 12 ms for 16 MiB of new pages, 1.4 ms of present ones, none of it holding the lock.
+    with open("/dev/zero", "rb", buffering=0) as zeros:  # noqa: PTH123 - a device, read unbuffered
+        done = 0
+        while done < len(view):
+            done += zeros.readinto(view[done:]) or 0

@@ -1,0 +1,190 @@
+"""`sidestep.init`: settle what the run is, open its journal, find or start a collector. One run a process."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import platform
+import secrets
+import socket
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sidestep_schemas.layout import endpoints, journal_roots, run_dir
+
+import sidestep
+from sidestep import launch
+from sidestep.config import RunConfig, resolve
+from sidestep.errors import UsageError
+from sidestep.journal import Identity, Journal, stream_folder
+from sidestep.leftover import boot_id
+from sidestep.push import Pusher
+from sidestep.run import Run
+from sidestep.segments import is_network_folder
+
+_active: Run | None = None
+_active_lock = threading.Lock()
+_hooks_installed = False
+
+
+def init(
+    project: str | None = None,
+    *,
+    name: str | None = None,
+    id: str | None = None,  # noqa: A002 - the name people know
+    group: str | None = None,
+    tags: Sequence[str] = (),
+    notes: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    dir: str | os.PathLike[str] | None = None,  # noqa: A002 - the name people know
+    collector: str | None = None,
+    mode: str | None = None,
+    resume: str = "auto",
+    rank: int | None = None,
+    world_size: int | None = None,
+    profile: str | None = None,
+) -> Run:
+    """Begin a run, or return the one that this process has already.
+
+    Never waits for the collector: what is logged before it listens is in the journal.
+
+    Args:
+        project: what the run belongs to; default `SIDESTEP_PROJECT`, else "default".
+        name: for people; default the id.
+        id: identity of the run in its project. The same id again is a new attempt of the same run. Default
+            `SIDESTEP_RUN_ID`, else what torchrun or Slurm tell, else new.
+        group: runs that belong together: a sweep.
+        tags: words to find it by.
+        notes: free text.
+        config: the script's own settings: a mapping, a dataclass' dict, parsed arguments.
+        dir: data folder; default `SIDESTEP_DIR`, else `sidestep-data`.
+        collector: address; default `SIDESTEP_COLLECTOR`, else the collector of `dir`, which is started in the
+            background where none runs.
+        mode: "on"; "offline" (journal only, `sidestep sync` ships it); "off" (every call does nothing). Default
+            `SIDESTEP_MODE`, else "on".
+        resume: "auto"; "never" (an id that is known here is an error); "must" (one that is not is an error).
+        rank, world_size: default from torchrun, Slurm or MPI, else 0 of 1.
+        profile: name of a family of metrics.
+
+    Raises:
+        ConfigError, UsageError, AddressError: an argument that cannot be meant.
+    """
+    global _active  # noqa: PLW0603 - one run a process is what it is about
+    with _active_lock:
+        if _active is not None and _active.is_live:
+            return _active
+        settings = resolve(
+            project=project,
+            name=name,
+            id=id,
+            group=group,
+            tags=_tags(tags),
+            notes=notes,
+            dir=dir,
+            collector=collector,
+            mode=mode,
+            resume=resume,
+            rank=rank,
+            world_size=world_size,
+            profile=profile,
+        )
+        if settings.collector is not None:
+            endpoints(settings.collector)
+        if settings.mode == "off":
+            _active = Run(settings, None, None, config)
+            return _active
+        _check_resume(settings)
+        _install_hooks()
+        _active = _start(settings, config)
+        return _active
+
+
+def active_run() -> Run | None:
+    """The run of this process, where it has one."""
+    return _active
+
+
+def _start(settings: RunConfig, config: Mapping[str, Any] | None) -> Run:
+    identity = Identity(settings.uid, settings.rank, settings.attempt, secrets.token_bytes(8), boot_id())
+    near, local = journal_roots(settings.dir)
+    _make_folder(settings)
+    root = local if is_network_folder(settings.dir) else near
+    journal = Journal(stream_folder(root, identity), identity)
+    address = None if settings.mode == "offline" else settings.collector or launch.ensure(settings.dir)
+    pusher = Pusher(journal, address)
+    run = Run(settings, journal, pusher, config)
+    run.mark(
+        "start",
+        project=settings.project,
+        id=settings.id,
+        name=settings.name,
+        group=settings.group,
+        tags=settings.tags,
+        notes=settings.notes,
+        config=run.config,
+        profile=settings.profile,
+        world_size=settings.world_size,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        boot=identity.boot.hex(),
+        started_ns=time.time_ns(),
+        version=sidestep.__version__,
+        python=platform.python_version(),
+        command=sys.argv[:64],
+    )
+    pusher.start()
+    return run
+
+
+def _make_folder(settings: RunConfig) -> None:
+    # An unwritable folder does not end a training: the journal goes to memory and says so.
+    with contextlib.suppress(OSError):
+        settings.dir.mkdir(parents=True, exist_ok=True)
+
+
+def _check_resume(settings: RunConfig) -> None:
+    known = run_dir(settings.dir, settings.project, settings.id).exists()
+    if settings.resume == "never" and known:
+        raise UsageError(f"run {settings.id!r} exists in project {settings.project!r}, and resume='never' forbids it")
+    if settings.resume == "must" and not known:
+        raise UsageError(
+            f"there is no run {settings.id!r} in project {settings.project!r} under {settings.dir}, and "
+            "resume='must' asks for one"
+        )
+
+
+def _tags(tags: Sequence[str]) -> tuple[str, ...]:
+    return (tags,) if isinstance(tags, str) else tuple(str(tag) for tag in tags)
+
+
+def _install_hooks() -> None:
+    global _hooks_installed  # noqa: PLW0603 - once a process
+    if _hooks_installed:
+        return
+    _hooks_installed = True
+    atexit.register(_finish_active)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_leave_to_parent)
+    previous = sys.excepthook
+
+    def note_and_go_on(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        if _active is not None and not issubclass(kind, SystemExit):
+            _active.note_failure(error)
+        previous(kind, error, trace)
+
+    sys.excepthook = note_and_go_on
+
+
+def _finish_active() -> None:
+    if _active is not None:
+        _active.finish()
+
+
+def _leave_to_parent() -> None:
+    # An inherited memory map would write over the parent's records, and an inherited socket loses what it takes.
+    if _active is not None:
+        _active.turn_off()
