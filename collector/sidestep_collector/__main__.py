@@ -6,11 +6,11 @@ import sys
 from typing import Any
 
 import click
-from sidestep_schemas.errors import SidestepError
-from sidestep_schemas.layout import data_dir
 
 from sidestep_collector.config import Config, load
 from sidestep_collector.daemon import serve
+from sidestep_schemas.errors import SidestepError
+from sidestep_schemas.layout import data_dir
 
 
 def _options(command: Any) -> Any:

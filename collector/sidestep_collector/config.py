@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
 from sidestep_schemas.errors import ConfigError
 from sidestep_schemas.layout import default_address
 

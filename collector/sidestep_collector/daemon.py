@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from sidestep_schemas.errors import FolderError
 
 from sidestep_collector.config import Config
 from sidestep_collector.leftovers import LeftoverWatch
@@ -20,6 +19,7 @@ from sidestep_collector.logs import configure
 from sidestep_collector.pipeline import Pipeline
 from sidestep_collector.receive import Sockets
 from sidestep_collector.store import Store
+from sidestep_schemas.errors import FolderError
 
 log: Any = structlog.get_logger()
 

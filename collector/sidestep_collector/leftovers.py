@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import structlog
+
 from sidestep_schemas.claims import find_leftovers
 
 log: Any = structlog.get_logger()

@@ -21,18 +21,21 @@ from pathlib import Path
 from typing import Any, Final
 
 import structlog
-from sidestep_schemas.errors import VersionError, WireError
-from sidestep_schemas.wire import FRAME_GAP, RECORD_PREFIX
 
-from sidestep_collector.aggregate import EpochAggregator, Live, PeriodAggregator
+from sidestep_collector.aggregate import EpochAggregator, Live, PeriodAggregator, RunHistory
 from sidestep_collector.blocks import Batch, Event, Gap, Progress, ScalarBlock, Stream
 from sidestep_collector.config import Config
-from sidestep_collector.decode import Decoder, Frame, NewerVersionError, decode_frame, decode_record
+from sidestep_collector.decode import Decoder, Frame, NewerVersionError, decode_frame
+from sidestep_collector.decode.records import decode_record
 from sidestep_collector.quarantine import Quarantine
 from sidestep_collector.receive import Registry, Sockets, StreamState
-from sidestep_collector.sinks import EpochJsonSink, TensorBoardSink
+from sidestep_collector.sinks.epoch_json import EpochJsonSink
+from sidestep_collector.sinks.tensorboard import TensorBoardSink
 from sidestep_collector.store import Store
+from sidestep_collector.store.resume import read_tails
 from sidestep_collector.telemetry import CommitTimes, Counters
+from sidestep_schemas.errors import VersionError, WireError
+from sidestep_schemas.wire import FRAME_GAP, RECORD_PREFIX
 
 log: Any = structlog.get_logger()
 
@@ -86,7 +89,7 @@ class Pipeline:
         self._stop = threading.Event()
         self._abandon = threading.Event()
         self._heard_at = time.monotonic()
-        self._restore()
+        self._restore(root)
 
     # --- intake thread -----------------------------------------------------------------------------------
 
@@ -155,8 +158,7 @@ class Pipeline:
             frame = decode_frame(data)
         except NewerVersionError as error:
             self.counters.refused_versions += 1
-            if error.stream is not None:
-                self._sockets.acknowledge(error.stream, 0, 0, rewind=False, message=str(error))
+            self._sockets.acknowledge(error.stream, 0, 0, rewind=False, message=str(error))
             return
         except (WireError, VersionError) as error:
             self._reject(data, error)
@@ -393,14 +395,25 @@ class Pipeline:
 
     # --- start -------------------------------------------------------------------------------------------
 
-    def _restore(self) -> None:
-        open_runs: dict[str, Stream] = {}
+    def _restore(self, root: Path) -> None:
+        going_on: list[Stream] = []
         for known in self._store.known():
             self.registry.restore(known.stream, known.watermark, known.lost, ended=known.ended)
             if not known.ended:
                 self._decoder.restore(known.stream, known.key_sets)
-                open_runs[known.stream.run] = known.stream
-        self._epochs.restore_from(self._store, list(open_runs.values()))
+                going_on.append(known.stream)
+        runs = self._store.runs()
+        tails = read_tails(root, going_on)
+        uids = {stream.run: stream.run_uid for stream in going_on}
+        self._epochs.restore(
+            rows=[row for tail in tails for row in self._store.epoch_rows(tail.run, tail.since_epoch)],
+            runs=[
+                RunHistory(tail.run, known.project, known.started_ns, tail.reached)
+                for tail in tails
+                for known in (runs[uids[tail.run]],)
+            ],
+            events=[event for tail in tails for event in tail.events],
+        )
 
 
 def _start_details(frame: Frame) -> Any:

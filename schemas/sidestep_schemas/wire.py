@@ -6,7 +6,9 @@ integers inside a MessagePack payload big-endian (as MessagePack has them), raw 
 
 Segment file: a 64-byte header (`SEGMENT_HEADER`), then records, each 8-byte aligned:
 
-    u32 length (of the payload; stored last, 0 = end) | u32 crc32 (of the payload, 1 where that is 0; 0 = not sealed) | payload
+    u32 length (of the payload; stored last, 0 = end)
+    u32 crc32 (of the payload, 1 where that is 0; 0 = not sealed)
+    payload
 
 Record payloads are MessagePack arrays that begin `[kind, seq, t_ns, step, epoch, ...]`:
 
@@ -151,7 +153,7 @@ def aligned(nbytes: int) -> int:
     return (nbytes + 7) & ~7
 
 
-def pack_scalars_header(
+def pack_scalars_header(  # noqa: PLR0917 - the fields, in their order
     seq: int, t_ns: int, step: int, epoch: float, schema_id: int, dtype: int, values_nbytes: int
 ) -> bytes:
     """The 56 payload bytes in front of the values of a scalars record."""

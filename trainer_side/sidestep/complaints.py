@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
-import sys
 import warnings
 from typing import Final
 
@@ -54,7 +54,9 @@ class Complaints:
 
 def call_site() -> tuple[str, int]:
     """File and line of the nearest caller outside of this package."""
-    frame = sys._getframe(1)  # noqa: SLF001 - the documented way to walk the stack cheaply
+    frame = inspect.currentframe()
+    if frame is None:
+        return "<unknown>", 0
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE_FOLDER):
         frame = frame.f_back
     return frame.f_code.co_filename, frame.f_lineno

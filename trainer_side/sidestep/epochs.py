@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
+from typing import Self
 
 
 class EpochMark:
@@ -23,7 +24,7 @@ class EpochMark:
         if isinstance(epochs, int | float):
             begin(epochs)
 
-    def __enter__(self) -> EpochMark:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -18,6 +18,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from sidestep.segments import (
+    RING_BYTES_MAX,
+    Segment,
+    create_file_segment,
+    create_memory_segment,
+    segment_size_for,
+)
 from sidestep_schemas.claims import LOCK_NAME, claim
 from sidestep_schemas.wire import (
     RANGE_BYTES,
@@ -30,14 +37,6 @@ from sidestep_schemas.wire import (
     SEGMENT_HEADER,
     SegmentHeader,
     aligned,
-)
-
-from sidestep.segments import (
-    RING_BYTES_MAX,
-    Segment,
-    create_file_segment,
-    create_memory_segment,
-    segment_size_for,
 )
 
 #: A segment that fills faster than this is followed by one four times its size.
@@ -186,8 +185,7 @@ class Journal:
     def _roll(self, length: int) -> Segment | None:
         """Go on to the next segment; without one, count the record as dropped."""
         needed = segment_size_for(length)
-        if needed > self._size:
-            self._size = needed
+        self._size = max(self._size, needed)
         with contextlib.suppress(IndexError):
             while True:
                 spare = self._spares.popleft()

@@ -60,9 +60,14 @@ def is_locked(root: Path) -> bool:
         os.close(descriptor)
 
 
+def is_importable(name: str) -> bool:
+    """Whether a package is installed. Imports nothing."""
+    return importlib.util.find_spec(name) is not None
+
+
 def is_installed() -> bool:
     """Whether the [collector] extra is there. Imports none of it."""
-    return all(importlib.util.find_spec(name) is not None for name in _NEEDED)
+    return all(is_importable(name) for name in _NEEDED)
 
 
 def require_installed() -> None:
@@ -71,7 +76,7 @@ def require_installed() -> None:
     Raises:
         MissingExtraError: naming the command that mends it.
     """
-    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    missing = [name for name in _NEEDED if not is_importable(name)]
     if missing:
         raise MissingExtraError(
             f"the collector is not installed here ({', '.join(missing)} missing): pip install 'sidestep[collector]'"

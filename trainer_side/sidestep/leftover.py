@@ -15,13 +15,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import msgpack
+
+from sidestep.encode import packed
+from sidestep.journal import Identity, Shipment, remove_stream_folder
+from sidestep.segments import Segment, create_memory_segment, segment_size_for
 from sidestep_schemas.claims import claim
 from sidestep_schemas.errors import SegmentError
 from sidestep_schemas.segment import iter_ranges
 from sidestep_schemas.wire import KIND_LIFECYCLE, NO_EPOCH, RECORD_PREFIX, SegmentHeader
-
-from sidestep.journal import Identity, Shipment, remove_stream_folder
-from sidestep.segments import Segment, create_memory_segment, segment_size_for
 
 
 class LeftoverJournal:
@@ -106,9 +107,7 @@ class LeftoverJournal:
         last = next((shipments[-1] for _, shipments in reversed(self._segments) if shipments), None)
         if last is not None and _ends_with_an_end(last):
             return
-        payload: bytes = msgpack.packb(
-            (KIND_LIFECYCLE, self.seq, time.time_ns(), -1, NO_EPOCH, "end", '{"status":"killed"}')
-        )
+        payload = packed(KIND_LIFECYCLE, self.seq, time.time_ns(), -1, NO_EPOCH, "end", '{"status":"killed"}')
         segment = create_memory_segment(len(self._segments), segment_size_for(len(payload)))
         segment.first_seq, segment.records = self.seq, 1
         segment.tail = segment.size
@@ -154,4 +153,3 @@ def _ends_with_an_end(shipment: Shipment) -> bool:
         fields = msgpack.unpackb(segment.view[last.start + 8 : last.start + 8 + length], max_array_len=64)
         return fields[0] == KIND_LIFECYCLE and fields[5] == "end"
     return False
-

@@ -18,10 +18,11 @@ from typing import Any, Protocol
 
 import msgpack
 import zmq
+
+from sidestep.encode import packed
+from sidestep.journal import Identity, Shipment
 from sidestep_schemas.layout import endpoints
 from sidestep_schemas.wire import ACK_TOPIC, FRAME_BYTES_MAX, FRAME_GAP, FRAME_RECORDS, WIRE_VERSION
-
-from sidestep.journal import Identity, Shipment
 
 logger = logging.getLogger("sidestep")
 
@@ -255,8 +256,8 @@ class _Sockets:
         segment = shipment.segment
         kind = FRAME_GAP if segment is None else FRAME_RECORDS
         body = shipment.reason.encode() if segment is None else bytes(segment.view[shipment.start : shipment.stop])
-        frame = msgpack.packb(
-            (WIRE_VERSION, kind, *self._envelope, shipment.first_seq, shipment.records, body, zlib.crc32(body))
+        frame = packed(
+            WIRE_VERSION, kind, *self._envelope, shipment.first_seq, shipment.records, body, zlib.crc32(body)
         )
         try:
             self._push.send(frame, zmq.NOBLOCK, copy=False)

@@ -11,9 +11,17 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, Self
 
-import msgpack
+from sidestep import snapshot
+from sidestep.complaints import Complaints
+from sidestep.config import RunConfig
+from sidestep.encode import packed
+from sidestep.epochs import EpochMark
+from sidestep.errors import UsageError
+from sidestep.journal import Journal, KeySetLayout
+from sidestep.push import Pusher
+from sidestep.report import DeliveryReport, LoggedConfig
 from sidestep_schemas.wire import (
     DTYPE_FLOAT32,
     DTYPE_FLOAT64,
@@ -26,15 +34,6 @@ from sidestep_schemas.wire import (
     TIER_EPOCH,
     TIER_STEP,
 )
-
-from sidestep import snapshot
-from sidestep.complaints import Complaints
-from sidestep.config import RunConfig
-from sidestep.epochs import EpochMark
-from sidestep.errors import UsageError
-from sidestep.journal import Journal, KeySetLayout
-from sidestep.push import Pusher
-from sidestep.report import DeliveryReport, LoggedConfig
 
 #: Key sets that are remembered; a script that logs ever new names makes records of a new set each time.
 _LAYOUTS_MAX: Final = 4096
@@ -158,18 +157,18 @@ class Run:
         journal = self._journal
         if journal is None:
             return
+        if step is None:
+            if self._counts_own_steps and epoch is None:
+                self._step += 1
+            step = self._step
+        elif self._counts_own_steps:
+            self._step = step
+        tier = TIER_STEP
+        if epoch is None:
+            epoch = self._epoch
+        else:
+            tier = TIER_EPOCH
         try:
-            if step is None:
-                if self._counts_own_steps and epoch is None:
-                    self._step += 1
-                step = self._step
-            elif self._counts_own_steps:
-                self._step = step
-            tier = TIER_STEP
-            if epoch is None:
-                epoch = self._epoch
-            else:
-                tier = TIER_EPOCH
             values = mapping.values()
             # The sum tells in 0.5 us for 100 values whether all are plain numbers: a tensor, an array, text or
             # anything else that would be slow or wrong to convert gives another type, or raises.
@@ -180,7 +179,7 @@ class Run:
                     return
         except Exception:  # noqa: BLE001, S110 - whatever it was, the careful way finds it and names it
             pass
-        self._guarded(lambda: self._log_carefully(mapping, step, split, epoch))
+        self._guarded(lambda: self._log_carefully(mapping, step, epoch, tier, split))
 
     def record(
         self,
@@ -197,7 +196,8 @@ class Run:
         Args:
             names: tags; hand in the same tuple each time.
             values: as many floats, or a float32 tensor of shape (len(names),), on a device or not.
-            step, epoch: default the current ones.
+            step: default the current one.
+            epoch: default the current one.
             tier: cadence of these numbers: "step", "epoch" or "periodic".
             t_ns: when they were taken; default now.
         """
@@ -302,7 +302,7 @@ class Run:
                 self._report = self._finish(status, timeout)
             return self._report
 
-    def __enter__(self) -> Run:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -337,17 +337,10 @@ class Run:
 
     # --- inside ------------------------------------------------------------------------------------------
 
-    def _log_carefully(
-        self, mapping: Mapping[Any, Any], step: int | None, split: str | None, epoch: float | None
-    ) -> None:
+    def _log_carefully(self, mapping: Any, step: int, epoch: float, tier: str, split: str | None) -> None:  # noqa: PLR0917 - as in `log`
         if not isinstance(mapping, Mapping):
             raise UsageError(f"log() takes a mapping of names to numbers, not {type(mapping).__name__}")
-        given = epoch is not None and epoch is not self._epoch
-        at = (
-            time.time_ns(),
-            int(self._step if step is None else step),
-            float(self._epoch if epoch is None else epoch),
-        )
+        at = (time.time_ns(), int(step), float(epoch))
         plain: dict[str, float] = {}
         device: dict[str, Any] = {}
         for name, value in mapping.items():
@@ -364,7 +357,6 @@ class Run:
                 except (TypeError, ValueError, OverflowError, RuntimeError) as error:
                     what = f"{name!r} is no number and is left out: {error}"
                     self._complaints.add("value", name, what)
-        tier = TIER_EPOCH if given else TIER_STEP
         if plain:
             self._append(at, tuple(plain), plain.values(), tier, DTYPE_FLOAT64, split)
         if device:
@@ -377,7 +369,7 @@ class Run:
         stacked = torch.stack([value.to(torch.float32) for value in device.values()])
         self._mailbox.post(stacked, lambda host: self._append(at, names, host.tolist(), tier, DTYPE_FLOAT32, split))
 
-    def _append(
+    def _append(  # noqa: PLR0917 - a record is all of these
         self,
         at: tuple[int, int, float],
         names: tuple[str, ...],
@@ -407,7 +399,7 @@ class Run:
         self._next_key_set += 1
         payload = (layout.id, dtype, tier, tags, ())
         now, step, epoch = time.time_ns(), self._step, self._epoch
-        journal.append(lambda seq: msgpack.packb((KIND_SCHEMA, seq, now, step, epoch, *payload)))
+        journal.append(lambda seq: packed(KIND_SCHEMA, seq, now, step, epoch, *payload))
         if len(self._layouts) >= _LAYOUTS_MAX:
             self._layouts.clear()
         self._layouts[key] = layout
@@ -418,7 +410,7 @@ class Run:
         if journal is None:
             return
         at = (time.time_ns(), self._step if step is None else int(step), self._epoch)
-        journal.append(lambda seq: msgpack.packb((kind, seq, *at, *fields), unicode_errors="replace"))
+        journal.append(lambda seq: packed(kind, seq, *at, *fields))
 
     def _event(self, event: str, details: Mapping[str, Any], step: int | None = None) -> None:
         self._append_item(KIND_LIFECYCLE, step, event, json.dumps(snapshot.jsonable(details), allow_nan=False))

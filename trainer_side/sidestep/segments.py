@@ -17,8 +17,30 @@ RING_BYTES_MAX = 16 * SEGMENT_BYTES_MIN
 
 #: File systems on which a shared memory map is refused or does not keep its promises.
 _NETWORK_FILESYSTEMS = frozenset(
-    "nfs nfs4 cifs smb3 smbfs 9p ceph glusterfs lustre gpfs beegfs afs ncpfs orangefs fuse.sshfs fuse.s3fs "
-    "fuse.gcsfuse fuse.glusterfs fuse.rclone fuse.juicefs fuse.ceph-fuse virtiofs".split()
+    (
+        "nfs",
+        "nfs4",
+        "cifs",
+        "smb3",
+        "smbfs",
+        "9p",
+        "ceph",
+        "glusterfs",
+        "lustre",
+        "gpfs",
+        "beegfs",
+        "afs",
+        "ncpfs",
+        "orangefs",
+        "fuse.sshfs",
+        "fuse.s3fs",
+        "fuse.gcsfuse",
+        "fuse.glusterfs",
+        "fuse.rclone",
+        "fuse.juicefs",
+        "fuse.ceph-fuse",
+        "virtiofs",
+    )
 )
 _ZEROS = bytes(1 << 18)
 

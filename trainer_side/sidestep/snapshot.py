@@ -193,15 +193,18 @@ def png(image: Any) -> bytes:
 
 def jsonable(value: Any) -> Any:
     """A value that strict JSON can hold: what it cannot becomes text, numbers that are not finite included."""
-    if value is None or isinstance(value, bool | int | str):
+    if value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
         return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
     if isinstance(value, Mapping):
         return {str(key): jsonable(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [jsonable(entry) for entry in value]
-    if hasattr(value, "item") and element_count(value) == 1 and not is_on_device(value):
+    if (
+        hasattr(value, "item")
+        and not isinstance(value, float)
+        and element_count(value) == 1
+        and not is_on_device(value)
+    ):
         return jsonable(value.item())
     if hasattr(value, "__dict__") and type(value).__module__ == "argparse":
         return jsonable(vars(value))

@@ -14,8 +14,6 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sidestep_schemas.layout import endpoints, journal_roots, run_dir
-
 import sidestep
 from sidestep import launch
 from sidestep.config import RunConfig, resolve
@@ -25,6 +23,7 @@ from sidestep.leftover import boot_id
 from sidestep.push import Pusher
 from sidestep.run import Run
 from sidestep.segments import is_network_folder
+from sidestep_schemas.layout import endpoints, journal_roots, run_dir
 
 _active: Run | None = None
 _active_lock = threading.Lock()
@@ -67,7 +66,8 @@ def init(
         mode: "on"; "offline" (journal only, `sidestep sync` ships it); "off" (every call does nothing). Default
             `SIDESTEP_MODE`, else "on".
         resume: "auto"; "never" (an id that is known here is an error); "must" (one that is not is an error).
-        rank, world_size: default from torchrun, Slurm or MPI, else 0 of 1.
+        rank: default from torchrun, Slurm or MPI, else 0.
+        world_size: number of ranks; default likewise, else 1.
         profile: name of a family of metrics.
 
     Raises:

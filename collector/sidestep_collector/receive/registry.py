@@ -11,9 +11,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sidestep_schemas.layout import DEFAULT_PROJECT
-
 from sidestep_collector.blocks import Stream
+from sidestep_schemas.layout import DEFAULT_PROJECT
 
 #: At most one request a stream in this time: whatever is on its way arrives first.
 _REWIND_SECONDS = 0.5
@@ -68,9 +67,7 @@ class Registry:
         """What is known of a stream."""
         return self._states.get(key)
 
-    def register(
-        self, key: bytes, run_uid: bytes, rank: int, attempt: int, start: Mapping[str, Any]
-    ) -> StreamState:
+    def register(self, key: bytes, run_uid: bytes, rank: int, attempt: int, start: Mapping[str, Any]) -> StreamState:
         """Take up a new stream.
 
         Args:

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import msgspec
 import zmq
+
 from sidestep_schemas.errors import AddressError
 from sidestep_schemas.layout import endpoints
 from sidestep_schemas.wire import ACK_TOPIC, FRAME_BYTES_MAX, LIVE_TOPIC, WIRE_VERSION
@@ -159,16 +160,17 @@ class Waker:
 
     def __init__(self, context: zmq.Context[Any]) -> None:
         self._context = context
-        self._socket: zmq.Socket[bytes] | None = None
+        self._socket: Any = None
 
     def wake(self) -> None:
         """Wake it."""
-        if self._socket is None:
-            self._socket = self._context.socket(zmq.PUSH)
-            self._socket.set(zmq.LINGER, 0)
-            self._socket.connect(_WAKE)
+        socket = self._socket
+        if socket is None:
+            socket = self._socket = self._context.socket(zmq.PUSH)
+            socket.set(zmq.LINGER, 0)
+            socket.connect(_WAKE)
         try:
-            self._socket.send(b"", zmq.NOBLOCK)
+            socket.send(b"", zmq.NOBLOCK)
         except zmq.ZMQError:
             return  # it is awake already, or gone
 
@@ -178,7 +180,7 @@ class Waker:
             self._socket.close()
 
 
-def _drain(socket: zmq.Socket[bytes]) -> list[bytes]:
+def _drain(socket: zmq.Socket[Any]) -> list[bytes]:
     messages: list[bytes] = []
     while socket.poll(0):
         messages.append(socket.recv())
