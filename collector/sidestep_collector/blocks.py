@@ -169,6 +169,17 @@ class EpochSummary:
 
 
 @dataclass(frozen=True, slots=True)
+class PeriodSummary:
+    """Epochs `first_epoch` to `last_epoch` of a run taken together; `statistics` as in `EpochSummary`."""
+
+    run: str
+    project: str
+    first_epoch: int
+    last_epoch: int
+    statistics: Mapping[str, Mapping[str, float | int | None]]
+
+
+@dataclass(frozen=True, slots=True)
 class Gap:
     """Records that a stream declared lost."""
 
@@ -197,6 +208,7 @@ class Batch:
     items: list[Item] = field(default_factory=list[Item])
     epochs: list[EpochRows] = field(default_factory=list[EpochRows])
     summaries: list[EpochSummary] = field(default_factory=list[EpochSummary])
+    periods: list[PeriodSummary] = field(default_factory=list[PeriodSummary])
     gaps: list[Gap] = field(default_factory=list[Gap])
     progress: list[Progress] = field(default_factory=list[Progress])
     key_sets: list[tuple[Stream, KeySet]] = field(default_factory=list[tuple[Stream, KeySet]])

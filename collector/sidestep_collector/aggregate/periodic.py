@@ -1,0 +1,79 @@
+"""The periodic tier: every N ended epochs of a run taken together.
+
+Works on the summaries of epochs, whose count, mean and deviation give back the moments that are merged (Chan
+et al., see `moments`). A summary that is made anew replaces the one before; if its period was already told, the
+period is told again. The next period begins with the first epoch behind it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from sidestep_collector.aggregate.summary import Statistics
+from sidestep_collector.blocks import EpochSummary, PeriodSummary
+
+PERIOD_EPOCHS: Final = 25
+
+
+class PeriodAggregator:
+    """Merges the summaries of `period_epochs` epochs that follow each other; keeps those of one period a run."""
+
+    def __init__(self, period_epochs: int = PERIOD_EPOCHS) -> None:
+        self._period_epochs = period_epochs
+        self._open: dict[str, dict[int, EpochSummary]] = {}
+
+    def add(self, summaries: Iterable[EpochSummary]) -> list[PeriodSummary]:
+        """Take summaries in the order in which they were made; returns the periods that are full or changed."""
+        told: list[PeriodSummary] = []
+        changed: dict[str, None] = {}
+        for summary in summaries:
+            epochs = self._open.setdefault(summary.run, {})
+            if summary.epoch not in epochs and len(epochs) >= self._period_epochs:
+                if summary.epoch < min(epochs):
+                    continue  # late data of a period before this one
+                if summary.run in changed:
+                    told.append(_period(epochs))
+                    del changed[summary.run]
+                epochs.clear()
+            epochs[summary.epoch] = summary
+            if len(epochs) == self._period_epochs:
+                changed[summary.run] = None
+        return [*told, *(_period(self._open[run]) for run in changed)]
+
+    def forget(self, run: str) -> None:
+        """Drop a run; a period that is not full is not told."""
+        self._open.pop(run, None)
+
+
+def _period(epochs: Mapping[int, EpochSummary]) -> PeriodSummary:
+    ordered = [epochs[epoch] for epoch in sorted(epochs)]
+    gathered: dict[str, list[Statistics]] = {}
+    for summary in ordered:
+        for tag, statistics in summary.statistics.items():
+            gathered.setdefault(tag, []).append(statistics)
+    merged = {tag: _merge(parts) for tag, parts in gathered.items()}
+    return PeriodSummary(ordered[0].run, ordered[0].project, ordered[0].epoch, ordered[-1].epoch, merged)
+
+
+def _merge(parts: list[Statistics]) -> Statistics:
+    n = sum(part["n"] or 0 for part in parts)
+    counted = [(part["n"] or 0, part["mean"], part["std"]) for part in parts]
+    # a mean or deviation that left float64 is None in its part, and so unknown here
+    means = [(count, mean) for count, mean, _ in counted if count and mean is not None]
+    mean = math.fsum(count * mean / n for count, mean in means) if n and sum(c for c, _ in means) == n else None
+    std = None
+    if mean is not None and n > 1 and all(deviation is not None or count < 2 for count, _, deviation in counted):
+        within = math.fsum((count - 1) * (deviation or 0.0) ** 2 for count, _, deviation in counted if count)
+        between = math.fsum(count * (part_mean - mean) ** 2 for count, part_mean in means)
+        std = math.sqrt((within + between) / (n - 1))
+    return {
+        "mean": mean,
+        "std": std,
+        "min": min((part["min"] for part in parts if part["min"] is not None), default=None),
+        "max": max((part["max"] for part in parts if part["max"] is not None), default=None),
+        "last": parts[-1]["last"],
+        "n": n,
+        "n_nonfinite": sum(part["n_nonfinite"] or 0 for part in parts),
+    }
