@@ -9,8 +9,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 INSIDE := PATH="$(CURDIR)/$(BIN):$$PATH"
-# One set of versions for all systems and Pythons; the index is named here and not in the lock, which must fit any mirror.
-LOCK   := $(UV) pip compile --no-config --default-index https://pypi.org/simple --universal --python-version 3.11 \
+# One set of versions for all systems and Pythons; no index stands in the lock, so that it fits any mirror.
+LOCK   := $(UV) pip compile --no-config --universal --python-version 3.11 \
 	--generate-hashes --only-binary :all: --custom-compile-command "make lock" --quiet $(if $(UPGRADE),--upgrade)
 
 .DEFAULT_GOAL := help

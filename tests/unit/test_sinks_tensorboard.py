@@ -231,7 +231,7 @@ def test_settings_and_the_end_are_on_the_hparams_page(tmp_path, sink):
     config = {"lr": 0.1, "deep": {"layers": 3, "none": None}, "amp": True, "name": "x", "dims": [1, 2], "big": 10**30}
     config["odd"] = math.nan
     sink.write(Batch(items=[Event(at(0), "start", {"config": config})]))
-    sink.write(Batch(items=[Event(at(60), "end", {"cause": "failed"})]))
+    sink.write(Batch(items=[Event(at(60), "end", {"status": "failed"})]))
     start = hparams(tmp_path, "session_start_info", hparams_metadata.parse_session_start_info_plugin_data)
     assert start.group_name == "r1"
     assert start.start_time_secs == 1.7e9
@@ -245,7 +245,7 @@ def test_settings_and_the_end_are_on_the_hparams_page(tmp_path, sink):
 def test_settings_that_come_later_as_text_count_where_the_start_had_none(tmp_path, sink):
     later = Text(at(), "config", "", json.dumps({"lr": 0.5}))
     sink.write(Batch(items=[Event(at(0), "start", {}), Text(at(), "config", "", "[no object"), later, later]))
-    sink.write(Batch(items=[Event(at(0), "end", {"cause": "finished"}), Event(at(0, stream(rank=1)), "end", {})]))
+    sink.write(Batch(items=[Event(at(0), "end", {"status": "finished"}), Event(at(0, stream(rank=1)), "end", {})]))
     start = hparams(tmp_path, "session_start_info", hparams_metadata.parse_session_start_info_plugin_data)
     assert start.hparams["lr"].number_value == 0.5
     end = hparams(tmp_path, "session_end_info", hparams_metadata.parse_session_end_info_plugin_data)

@@ -102,12 +102,12 @@ def run(
     return run_beside(data_dir(folder), command, {key: value for key, value in names.items() if value}, as_json=as_json)
 
 
-@cli.command()
+@cli.command(context_settings={"ignore_unknown_options": True})
 @common
 @click.option("--foreground", is_flag=True, help="stay in the foreground, log to the terminal")
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 def up(folder: str | None, options: tuple[str, ...], *, as_json: bool, foreground: bool) -> int:
-    """Start a collector for a data folder; OPTIONS behind `--` go to it (`-- --help` lists them)."""
+    """Start a collector for a data folder; OPTIONS are the collector's own (`sidestep up -- --help` lists them)."""
     from sidestep.beside import start_and_wait  # noqa: PLC0415 - loaded when asked for
 
     root = data_dir(folder)

@@ -1,4 +1,5 @@
-"""The sink that writes epoch documents: `diagnostics/epoch_001/summary.json` and `training_summary.json`.
+"""The sink that writes epoch documents: `diagnostics/epoch_001/summary.json` and `training_summary.json`; and,
+for each period of epochs, `diagnostics/periods/epochs_001-025.json`.
 
 Files are replaced by rename, so a reader sees the old one or the new one. What is written depends on the
 epoch alone: writing it again changes nothing.
@@ -13,7 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
-from sidestep_collector.blocks import Batch, EpochSummary
+from sidestep_collector.blocks import Batch, EpochSummary, PeriodSummary
 from sidestep_schemas import layout
 from sidestep_schemas.epoch import STATISTICS, Statistic, epoch_document
 
@@ -53,6 +54,10 @@ class EpochJsonSink:
             for epoch, document in documents.items():
                 _replace(_epoch_file(folder, epoch), msgspec.json.format(document, indent=2) + b"\n")
             _replace(folder / _ALL, _array({**self._existing(folder), **documents}))
+        for period in batch.periods:
+            folder = layout.run_dir(self._root, period.project, period.run) / _FOLDER / "periods"
+            name = f"epochs_{period.first_epoch:03d}-{period.last_epoch:03d}.json"
+            _replace(folder / name, msgspec.json.format(msgspec.json.encode(_period(period)), indent=2) + b"\n")
 
     def _existing(self, folder: Path) -> dict[int, bytes]:
         """The documents of a run on disk, by epoch.
@@ -73,6 +78,11 @@ def _document(summary: EpochSummary) -> dict[str, Any]:
     seconds = summary.wall_time_sec if math.isfinite(summary.wall_time_sec) else 0.0
     # A clock that was set back gives a time before the start; the document's times begin at 0.
     return epoch_document(summary.epoch, max(summary.global_step, -1), max(float(seconds), 0.0), aggregates)
+
+
+def _period(period: PeriodSummary) -> dict[str, Any]:
+    metrics = {tag: _statistics(statistics) for tag, statistics in sorted(period.statistics.items())}
+    return {"first_epoch": period.first_epoch, "last_epoch": period.last_epoch, "metrics": metrics}
 
 
 def _statistics(given: Mapping[str, float | int | None]) -> dict[Statistic, float | int | None]:

@@ -36,10 +36,10 @@ def session_start(run: str, config: Mapping[str, Any], seconds: float) -> Any:
     return _value(_START_TAG, data)
 
 
-def session_end(cause: object, seconds: float) -> Any:
-    """The end of a session. `cause` as in the table `attempts`."""
+def session_end(status: object, seconds: float) -> Any:
+    """The end of a session. `status` as an end event says it."""
     data = protos().HParamsPluginData()
-    data.session_end_info.status = _STATUS_SUCCESS if cause is None or cause == "finished" else _STATUS_FAILURE
+    data.session_end_info.status = _STATUS_SUCCESS if status is None or status == "finished" else _STATUS_FAILURE
     data.session_end_info.end_time_secs = seconds
     return _value(_END_TAG, data)
 

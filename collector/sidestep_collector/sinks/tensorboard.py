@@ -221,7 +221,7 @@ def _values(item: Item, rank: int, state: _State) -> Iterator[Any]:
 
 def _lifecycle(item: Event, state: _State) -> Any | None:
     if item.event == "end":
-        return hparams.session_end(item.details.get("cause"), item.at.t_ns / NS_PER_SECOND)
+        return hparams.session_end(item.details.get("status"), item.at.t_ns / NS_PER_SECOND)
     config = item.details.get("config")
     if isinstance(config, str):
         config = hparams.parsed(config)
