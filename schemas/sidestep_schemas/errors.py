@@ -6,6 +6,7 @@ SidestepError
 ├── MissingExtraError    an optional part is not installed
 ├── AddressError         an address that cannot be bound, reached or is refused
 ├── FolderError          a data folder that cannot be written or is taken by another collector
+├── StoreWriteError      a commit that did not reach the disk; nothing of it is visible
 ├── VersionError         data written by a version that this one does not read
 ├── WireError            bytes from a socket that are no frame of ours
 └── SegmentError         a journal file that cannot be read
@@ -48,6 +49,12 @@ class AddressError(SidestepError):
 
 class FolderError(SidestepError):
     """A data folder that cannot be written, or that another collector holds."""
+
+    exit_code = 5
+
+
+class StoreWriteError(SidestepError):
+    """A commit or a merge that did not reach the disk (full, say). Nothing of it is visible; it may be tried again."""
 
     exit_code = 5
 

@@ -45,7 +45,7 @@ _RANK = _column("rank", "INTEGER", "rank of the process in its job, from 0")
 _ATTEMPT = _column("attempt", "INTEGER", "which start of this run on this rank, from 0; a resume is the next one")
 _STEP = _column("step", "BIGINT", "optimizer step, or the step that was given; -1 where there is none", "steps")
 _EPOCH = _column("epoch", "DOUBLE", "epoch the record belongs to, fractions allowed; NULL outside epochs", "epochs")
-_WALL = _column("wall_time", "TIMESTAMPTZ", "when the training process took the record", "UTC")
+_WALL = _column("wall_time", "TIMESTAMP", "when the training process took the record", "UTC")
 _SEQ = _column("seq", "BIGINT", "number of the record in its stream (run, rank, attempt), from 0")
 _NAME = _column("name", "VARCHAR", "tag it was logged under")
 
@@ -62,8 +62,8 @@ TABLES: Final[tuple[Table, ...]] = (
             _column("name", "VARCHAR", "name for people"),
             _column("group", "VARCHAR", "group within the project (a sweep, say)"),
             _column("state", "VARCHAR", "running, finished, failed, killed or lost"),
-            _column("started", "TIMESTAMPTZ", "start of the first attempt", "UTC"),
-            _column("ended", "TIMESTAMPTZ", "end of the last attempt; NULL while it runs", "UTC"),
+            _column("started", "TIMESTAMP", "start of the first attempt", "UTC"),
+            _column("ended", "TIMESTAMP", "end of the last attempt; NULL while it runs", "UTC"),
             _column("world_size", "INTEGER", "number of ranks that were announced"),
             _column("config", "JSON", "configuration as the script gave it"),
             _column("tags", "VARCHAR[]", "tags"),
@@ -83,8 +83,8 @@ TABLES: Final[tuple[Table, ...]] = (
             _RANK,
             _column("stream", "VARCHAR", "64-bit identity of the stream, in hexadecimal"),
             _column("start_step", "BIGINT", "first step that was logged; NULL before it", "steps"),
-            _column("started", "TIMESTAMPTZ", "start", "UTC"),
-            _column("ended", "TIMESTAMPTZ", "end; NULL while it runs", "UTC"),
+            _column("started", "TIMESTAMP", "start", "UTC"),
+            _column("ended", "TIMESTAMP", "end; NULL while it runs", "UTC"),
             _column("cause", "VARCHAR", "why it ended: finished, failed, killed or lost; NULL while it runs"),
             _column("host", "VARCHAR", "host name"),
             _column("pid", "BIGINT", "process id on that host"),
@@ -211,7 +211,7 @@ TABLES: Final[tuple[Table, ...]] = (
             _column("watermark", "BIGINT", "records stored: all with seq below it"),
             _column("lost", "BIGINT", "records below the watermark that were declared lost"),
             _column("ended", "BOOLEAN", "the stream said its end"),
-            _column("updated", "TIMESTAMPTZ", "last commit", "UTC"),
+            _column("updated", "TIMESTAMP", "last commit", "UTC"),
         ),
     ),
     Table(
@@ -240,7 +240,7 @@ TABLES: Final[tuple[Table, ...]] = (
             _column("first_seq", "BIGINT", "first record that is missing"),
             _column("records", "BIGINT", "how many are missing"),
             _column("reason", "VARCHAR", "why"),
-            _column("noticed", "TIMESTAMPTZ", "when the collector heard of it", "UTC"),
+            _column("noticed", "TIMESTAMP", "when the collector heard of it", "UTC"),
         ),
     ),
     Table(
@@ -264,7 +264,7 @@ TABLES: Final[tuple[Table, ...]] = (
             _column("level", "INTEGER", "how often its rows were merged, from 0"),
             _column("row_count", "BIGINT", "rows"),
             _column("bytes", "BIGINT", "size on disk", "bytes"),
-            _column("created", "TIMESTAMPTZ", "when it was committed", "UTC"),
+            _column("created", "TIMESTAMP", "when it was committed", "UTC"),
         ),
     ),
     Table(
@@ -276,7 +276,7 @@ TABLES: Final[tuple[Table, ...]] = (
             _column("version", "INTEGER", "version of the layout"),
             _column("root", "VARCHAR", "folder that the views point to"),
             _column("commit_number", "BIGINT", "commits so far"),
-            _column("committed", "TIMESTAMPTZ", "last commit", "UTC"),
+            _column("committed", "TIMESTAMP", "last commit", "UTC"),
         ),
     ),
 )

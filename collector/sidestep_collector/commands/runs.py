@@ -1,0 +1,103 @@
+"""`sidestep ls` and `sidestep show`: what runs there are, and how one of them stands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from typing import Any
+
+import click
+import duckdb
+
+from sidestep_collector.commands.table import as_json, as_text
+from sidestep_collector.store import connect
+from sidestep_schemas.errors import UsageError
+from sidestep_schemas.layout import data_dir
+
+_RUNS = """
+with reached as (select run, max(step) as steps from snapshots group by run),
+losses as (
+    select run, arg_max(value, (attempt, step)) as loss from points where metric = 'train/loss_total' group by run
+)
+select run, project, name, state, started, nullif(steps, -1) as steps, loss
+from runs left join reached using (run) left join losses using (run) order by started desc, run"""
+_ATTEMPTS = """
+select a.rank, a.attempt, coalesce(a.cause, 'running') as state, a.started, a.ended, a.start_step, a.host, a.pid,
+    i.watermark as stored, i.lost
+from attempts a left join ingest i using (stream) where a.run = ? order by a.rank, a.attempt"""
+_GAPS = "select rank, attempt, first_seq, records, reason, noticed from gaps where run = ? order by all"
+_LAST = """
+select l.metric, l.step, l.value, coalesce(m.unit, '') as unit from (
+    select metric, max(step) as step, arg_max(value, (attempt, step)) as value from points where run = ? group by metric
+) l left join metrics m using (metric) order by l.metric"""
+_EPOCHS = """
+select epoch, count(distinct metric) as metrics, count(distinct rank) as ranks
+from epochs where run = ? group by epoch order by epoch"""
+_FILES = "select path, bytes from files where contains(path, ?) order by path"
+_RUN = "select * from runs where run = ?"
+_CANDIDATES = """
+select run, name, case when run = $1 then 0 when starts_with(run, $1) then 1 else 2 end as how
+from runs where starts_with(run, $1) or name = $1 order by how, run"""
+
+_folder = click.option("--dir", "folder", metavar="DIR", help="Data folder; SIDESTEP_DIR, else ./sidestep-data.")
+_json = click.option("--json", "as_document", is_flag=True, help="Print one JSON document.")
+
+
+@click.command()
+@_folder
+@_json
+def ls(folder: str | None, as_document: bool) -> None:
+    """List the runs of a data folder, the newest first."""
+    with closing(connect(data_dir(folder))) as connection:
+        columns, rows = _ask(connection, _RUNS)
+    if as_document:
+        click.echo(as_json([dict(zip(columns, row, strict=True)) for row in rows]))
+    else:
+        click.echo(as_text(columns, rows) if rows else "no runs yet")
+
+
+@click.command()
+@click.argument("run")
+@_folder
+@_json
+def show(run: str, folder: str | None, as_document: bool) -> None:
+    """Show one RUN: its id, the beginning of it, or its name."""
+    with closing(connect(data_dir(folder))) as connection:
+        found = _resolve(connection, run)
+        columns, rows = _ask(connection, _RUN, found)
+        identity = dict(zip(columns, rows[0], strict=True))
+        asked = {"attempts": _ATTEMPTS, "gaps": _GAPS, "metrics": _LAST, "epochs": _EPOCHS}
+        parts = {name: _ask(connection, query, found) for name, query in asked.items()}
+        parts["files"] = _ask(connection, _FILES, f"/{found}/")
+    if as_document:
+        lists = {name: [dict(zip(head, row, strict=True)) for row in body] for name, (head, body) in parts.items()}
+        click.echo(as_json({**identity, **lists}))
+        return
+    width = max(map(len, identity))
+    for name, value in identity.items():
+        if value not in (None, [], ""):
+            click.echo(f"{name:<{width}}  {value}")
+    for name, (head, body) in parts.items():
+        if body:
+            click.echo(f"\n{name}\n{as_text(head, body)}")
+
+
+def _resolve(connection: duckdb.DuckDBPyConnection, given: str) -> str:
+    """The one run that is meant: an exact id, else the only beginning, else the only name."""
+    _, rows = _ask(connection, _CANDIDATES, given)
+    for how in range(3):
+        ids = [str(row[0]) for row in rows if row[2] == how]
+        if len(ids) == 1:
+            return ids[0]
+        if ids:
+            raise UsageError(
+                f"{given!r} may be any of {len(ids)} runs: {', '.join(ids[:8])}{' ...' if ids[8:] else ''}"
+            )
+    _, known = _ask(connection, "select run from runs order by started desc limit 8")
+    there = f"; there are {', '.join(str(row[0]) for row in known)}" if known else "; there are no runs yet"
+    raise UsageError(f"no run {given!r}{there}")
+
+
+def _ask(connection: duckdb.DuckDBPyConnection, query: str, *given: str) -> tuple[list[str], Sequence[tuple[Any, ...]]]:
+    done = connection.execute(query, list(given))
+    return [str(column[0]) for column in done.description or ()], done.fetchall()
