@@ -155,7 +155,8 @@ class EpochSummary:
 
     `ranks` is how many ranks contributed; `statistics` maps a tag to the names of
     `sidestep_schemas.epoch.STATISTICS`, None where a number is not finite or unknown. `last_t_ns` is when
-    its last record was taken (0 where it had none).
+    its last record was taken (0 where it had none). `derived` names the tags that nobody logged: they follow
+    from others.
     """
 
     run: str
@@ -166,6 +167,7 @@ class EpochSummary:
     ranks: int
     statistics: Mapping[str, Mapping[str, float | int | None]]
     last_t_ns: int = 0
+    derived: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

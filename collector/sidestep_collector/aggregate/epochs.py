@@ -242,6 +242,8 @@ def _summaries(name: str, run: _Run) -> Iterator[EpochSummary]:
         states = [clock.epochs[epoch] for clock in clocks]
         last_t_ns = max(state.last_t_ns for state in states)
         started = run.started_t_ns or run.first_t_ns
+        statistics = summarise(states)
+        logged = {tag for state in states for tally in state.tallies.values() for tag in tally.names}
         yield EpochSummary(
             name,
             run.project,
@@ -249,8 +251,9 @@ def _summaries(name: str, run: _Run) -> Iterator[EpochSummary]:
             global_step=max(state.global_step for state in states),
             wall_time_sec=max(0, last_t_ns - started) / 1e9 if last_t_ns else 0.0,
             ranks=len(states),
-            statistics=summarise(states),
+            statistics=statistics,
             last_t_ns=last_t_ns,
+            derived=frozenset(statistics) - logged,
         )
         for clock in run.clocks.values():
             if epoch in clock.epochs:

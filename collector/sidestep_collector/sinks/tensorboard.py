@@ -11,7 +11,7 @@ epochs (`epoch/<tag>`) and the layout of charts. Tensors stay in the store alone
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -237,13 +237,20 @@ def _session_start(item: Text | Event, config: Any, state: _State) -> Any | None
 
 
 def _epoch(summary: EpochSummary, state: _State) -> Iterator[Chunk]:
-    """Means of an epoch, for tags that have more than one value in it."""
-    means = {
-        f"epoch/{tag}": float(mean)
+    """What follows from an epoch: at its last step the metrics that nobody logged, and by epoch its means."""
+    derived = _means(summary, lambda tag, _: tag in summary.derived)
+    means = _means(summary, lambda tag, n: n > 1 and tag not in summary.derived)
+    epoch_means = {f"epoch/{tag}": mean for tag, mean in means.items()}
+    for step, tags in ((summary.global_step, derived), (summary.epoch, epoch_means)):
+        if tags:
+            state.groups.update(dict.fromkeys(chart_layout.groups_of(tags)))
+            values = [summaries.scalar(tag, mean) for tag, mean in tags.items()]
+            yield summaries.event(summary.last_t_ns / NS_PER_SECOND, max(step, 0), values)
+
+
+def _means(summary: EpochSummary, wanted: Callable[[str, float], bool]) -> dict[str, float]:
+    return {
+        tag: float(mean)
         for tag, statistics in summary.statistics.items()
-        if (statistics.get("n") or 0) > 1 and (mean := statistics.get("mean")) is not None
+        if (mean := statistics.get("mean")) is not None and wanted(tag, statistics.get("n") or 0)
     }
-    if means:
-        state.groups.update(dict.fromkeys(chart_layout.groups_of(means)))
-        values = [summaries.scalar(tag, mean) for tag, mean in means.items()]
-        yield summaries.event(summary.last_t_ns / NS_PER_SECOND, summary.epoch, values)
