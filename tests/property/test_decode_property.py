@@ -79,6 +79,7 @@ def decode(frames: list[bytes]) -> Decoded:
     return decoder.take()
 
 
+@settings(deadline=None)
 @given(sequences, st.sets(st.integers(1, 80)))
 def test_records_read_as_written_however_they_are_cut(what: list[tuple], cuts: set[int]) -> None:
     records = declarations() + [encode(index, one) for index, one in enumerate(what, len(KEY_SETS))]
@@ -111,7 +112,7 @@ def test_records_read_as_written_however_they_are_cut(what: list[tuple], cuts: s
     ] == items
 
 
-@settings(max_examples=300)
+@settings(deadline=None, max_examples=300)
 @given(sequences, st.data())
 def test_damage_is_refused_and_never_anything_else(what: list[tuple], data: st.DataObject) -> None:
     records = declarations() + [encode(index, one) for index, one in enumerate(what, len(KEY_SETS))]
@@ -129,7 +130,7 @@ def test_damage_is_refused_and_never_anything_else(what: list[tuple], data: st.D
         decoder.take()
 
 
-@settings(max_examples=300)
+@settings(deadline=None, max_examples=300)
 @given(st.data())
 def test_a_damaged_message_is_refused_and_never_anything_else(data: st.DataObject) -> None:
     (message,) = frames_of(declarations(), set())
@@ -142,6 +143,7 @@ def test_a_damaged_message_is_refused_and_never_anything_else(data: st.DataObjec
         return
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_random_bytes_are_no_frame_and_no_body(data: bytes) -> None:
     for attempt in (lambda: decode_frame(data), lambda: Decoder().add(STREAM, data, 0, 1)):

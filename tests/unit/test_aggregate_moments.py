@@ -41,6 +41,12 @@ def test_sums_that_leave_float64_leave_the_mean() -> None:
     assert far.mean[0] == 0.0
 
 
+def test_distances_that_leave_float64_leave_the_mean() -> None:
+    found = moments(np.array([[1.7e308], [-1.7e308], [-1.7e308]]))
+    assert found.mean[0] == pytest.approx(-1.7e308 / 3)
+    assert (found.n[0], found.n_nonfinite[0], found.m2[0]) == (3, 0, math.inf)
+
+
 def test_one_bad_column_leaves_the_others_alone() -> None:
     matrix = np.arange(300.0).reshape(3, 100)
     expected = moments(matrix)

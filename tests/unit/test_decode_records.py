@@ -177,7 +177,7 @@ def test_every_fixed_byte_of_scalars_is_checked(decoder: Decoder, offset: int, i
         (other(4, 0, "text", "name"), 1, "known kind"),
         (other(4, 0, "text", "name", "t", 1), 1, "known kind"),
         (other(4, 5, "text", "name", "text"), 1, "carries seq 5"),
-        (other(4, 0, "text", "n" * 1025, "text"), 1, "1024"),
+        (schema(0, KeySet(9, 1, "step", ("n" * 1025,), ())), 1, "1024"),
         (schema(0, KeySet(1, 1, "step", ("other",), ())), 1, "anew"),
         (schema(0, KeySet(9, 3, "step", ("a",), ())), 1, "dtype code 3"),
         (schema(0, KeySet(9, 1, "daily", ("a",), ())), 1, "tier 'daily'"),
@@ -223,6 +223,21 @@ def test_announced_sizes_take_no_memory(decoder: Decoder) -> None:
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:
         tracemalloc.stop()
+
+
+def test_half_a_surrogate_pair_is_mended_and_not_the_loss_of_a_frame(decoder: Decoder) -> None:
+    details = {"path": "run-\udcff", "emoji": "\U0001f600", "both": "\ud83d\udc00\udc01"}
+    decoder.add(STREAM, other(5, 0, "checkpoint", json.dumps(details)), 0, 1)
+    (event,) = decoder.take().items
+    assert isinstance(event, Event)
+    assert event.details == {"path": "run-\ufffd", "emoji": "\U0001f600", "both": "\U0001f400\ufffd"}
+
+
+def test_an_item_may_have_a_long_name_and_a_long_text(decoder: Decoder) -> None:
+    prose = "one, two: [three] " * 5_000
+    body = other(4, 0, "text", "n" * 5_000, prose) + other(5, 1, "m" * 5_000, json.dumps({"text": prose * 10}))
+    decoder.add(STREAM, body, 0, 2)
+    assert len(decoder.take().items) == 2
 
 
 def test_items_carry_their_moment(decoder: Decoder) -> None:

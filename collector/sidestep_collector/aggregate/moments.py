@@ -54,7 +54,7 @@ def moments(values: NDArray[np.floating[Any]]) -> Moments:
             no other number.
 
     Returns:
-        Moments of shape (k,), computed in float64. M2 is infinite or NaN where squares leave float64.
+        Moments of shape (k,), computed in float64. M2 is infinite where squares leave float64.
     """
     rows, columns = values.shape
     if columns > WIDE_COLUMNS:
@@ -87,7 +87,7 @@ def merge_moments(parts: Sequence[Moments]) -> Moments:
         shift = weighted.sum(axis=0)
         merged_mean = mean[0] + shift / at_least_1
         merged_m2 = m2.sum(axis=0) + np.maximum((weighted * deviation).sum(axis=0) - shift * shift / at_least_1, 0.0)
-        merged_m2 = np.where(total > 0, merged_m2, 0.0)
+        merged_m2 = np.where(total > 0, _infinite_for_nan(merged_m2), 0.0)
         overflown = np.isfinite(mean[0]) & ~np.isfinite(merged_mean)
         if overflown.any():
             merged_mean = np.where(overflown, (mean * (n / at_least_1)).sum(axis=0), merged_mean)
@@ -137,6 +137,7 @@ def _of_chunk(values: NDArray[np.floating[Any]]) -> Moments:
     mean = total / rows
     np.subtract(work, mean[:, None] if narrow else mean, out=work)
     residue: Floats = np.add.reduce(work, axis=axis)
+    finite &= np.isfinite(residue)  # the distance of two values can leave float64 where their sum did not
     np.multiply(work, work, out=work)
     m2 = np.maximum(np.add.reduce(work, axis=axis) - residue * residue / rows, 0.0)
     found = Moments(
@@ -173,5 +174,10 @@ def _careful(values: Floats) -> Moments:
         np.where(nothing, np.nan, np.where(finite, values, np.inf).min(axis=0)),
         np.where(nothing, np.nan, np.where(finite, values, -np.inf).max(axis=0)),
         np.where(nothing, np.nan, mean),
-        m2,
+        _infinite_for_nan(m2),
     )
+
+
+def _infinite_for_nan(m2: Floats) -> Floats:
+    """M2 of finite values is only NaN where its two terms both left float64."""
+    return np.where(np.isnan(m2), np.inf, m2)

@@ -7,6 +7,7 @@ them: a header of five bytes may announce four thousand million names.
 from __future__ import annotations
 
 import math
+import re
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -29,8 +30,13 @@ from sidestep_schemas.wire import (
 NAMES_MAX: Final = 10_000
 NAME_BYTES_MAX: Final = 1024
 DETAILS_CHARACTERS_MAX: Final = 8 << 20
-#: JSON of 8 MiB can be four million empty lists of 56 bytes; what is no log of values needs far fewer parts.
+#: JSON of 8 MiB can be four million empty lists of 56 bytes; what is no log of values needs far fewer lists,
+#: objects and keys.
 DETAILS_PARTS_MAX: Final = 200_000
+#: Half of a surrogate pair, which Python's json writes for file names that are not UTF-8. No text can hold it.
+_LONE_SURROGATE: Final = re.compile(
+    r"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+)
 PNG_MAGIC: Final = b"\x89PNG\r\n\x1a\n"
 
 #: Bytes of an element; a tensor of another dtype passes with whatever bytes it has.
@@ -44,6 +50,10 @@ TENSOR_ITEM_BYTES: Final = {
 
 Integer64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Name = Annotated[str, Meta(max_length=NAME_BYTES_MAX)]
+
+
+# Only key sets bound their names: they are kept for as long as the stream lives. A name of an item is as long as
+# its record lets it be, for to refuse it would lose all records of its body.
 
 
 class _Record(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -65,26 +75,26 @@ class _Schema(_Record, frozen=True, tag=KIND_SCHEMA):
 
 
 class _Tensor(_Record, frozen=True, tag=KIND_TENSOR):
-    name: Name
-    dtype: Name
+    name: str
+    dtype: str
     shape: Annotated[tuple[Annotated[int, Meta(ge=0, le=2**62)], ...], Meta(max_length=32)]
     raw: bytes
 
 
 class _Text(_Record, frozen=True, tag=KIND_TEXT):
-    what: Name
-    name: Name
+    what: str
+    name: str
     text: str
 
 
 class _Lifecycle(_Record, frozen=True, tag=KIND_LIFECYCLE):
-    event: Name
+    event: str
     details: Annotated[str, Meta(max_length=DETAILS_CHARACTERS_MAX)]
 
 
 class _Figure(_Record, frozen=True, tag=KIND_FIGURE):
-    form: Name
-    name: Name
+    form: str
+    name: str
     first: bytes
     second: bytes
 
@@ -151,10 +161,11 @@ def _tensor(record: _Tensor, at: Moment) -> Tensor:
 
 
 def _decode_details(text: str) -> dict[str, Any]:
-    if text.count(",") + text.count("[") + text.count("{") > DETAILS_PARTS_MAX:
+    if text.count('":') + text.count("[") + text.count("{") > DETAILS_PARTS_MAX:
         raise WireError(f"details of an event with more than {DETAILS_PARTS_MAX} parts")
     try:
-        return _details.decode(text)
+        # looked for first: a search for a fixed text costs nothing beside the decoding
+        return _details.decode(_LONE_SURROGATE.sub(r"\\ufffd", text) if "\\ud" in text.lower() else text)
     except DECODE_FAILURES as failure:
         raise WireError(f"details of an event are no JSON object: {failure}") from None
 
