@@ -196,6 +196,35 @@ def test_a_run_whose_start_was_lost_has_a_row_all_the_same(store, tmp_path):
     assert ask(tmp_path, "select start_step, epoch_us(started) from attempts") == [(4, T0 // 1000)]
 
 
+NESTED = "[" * 100_000 + "]" * 100_000
+
+
+@pytest.mark.parametrize(
+    "details",
+    [
+        {"world_size": NAN, "pid": 2**80, "started_ns": -(10**30)},
+        {"world_size": 2**40, "pid": "x", "started_ns": "y", "host": {"a": 1}, "tags": [1, None], "name": ["n"]},
+        {"config": {"a": "\ud800", "b": 10**400, "c": {1, 2}, "d": b"x"}, "notes": "\ud800\0"},
+        {"config": [1, 2], "group": "\udfff"},
+    ],
+)
+def test_no_details_of_a_start_can_stop_the_commits(store, tmp_path, details):
+    s = stream()
+    store.commit(batch(items=[Event(at(s), "start", details), Text(at(s), "config", "", '{"x": "\\ud800"}')]), {})
+    store.commit(
+        batch(items=[Text(at(s), "config", "", NESTED), Text(at(s), "tags", "", "{"), Event(at(s), "e", {"n": NAN})]),
+        {},
+    )
+    assert ask(tmp_path, "select count(*), any_value(run) from runs") == [(1, "run-a")]
+    assert ask(tmp_path, "select details->>'n', json_valid(details) from events where event = 'e'") == [(None, True)]
+
+
+def test_names_that_differ_in_case_alone_are_two(store, tmp_path):
+    store.commit(batch(block(stream(), ("Loss", "loss"), (0,)), block(stream("RUN-A"), ("loss",), (0,))), {})
+    found = ask(tmp_path, "select run, metric, value from points")
+    assert found == [("RUN-A", "loss", 0.0), ("run-a", "Loss", 0.0), ("run-a", "loss", 1.0)]
+
+
 @pytest.mark.parametrize(
     ("causes", "state"),
     [

@@ -166,7 +166,7 @@ def _describe(draft: Draft, stream: Stream, said: Mapping[str, Any]) -> None:
         if said.get(column):
             run[column] = str(said[column])
     if said.get("world_size") is not None:
-        run["world_size"] = _int(said["world_size"], 1)
+        run["world_size"] = _int(said["world_size"], 1, 2**31 - 1)
     tags = said.get("tags")
     if isinstance(tags, (list, tuple)) and tags:
         run["tags"] = [str(tag) for tag in cast("Iterable[object]", tags)]
@@ -230,9 +230,10 @@ def _attempt(draft: Draft, stream: Stream) -> Row:
 def _parsed(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 
-def _int(value: object, otherwise: int) -> int:
-    return int(value) if isinstance(value, (int, float)) else otherwise
+def _int(value: object, otherwise: int, most: int = 2**63 - 1) -> int:
+    """What a peer said, where it is a whole number that a column can hold."""
+    return value if isinstance(value, int) and 0 <= value <= most else otherwise

@@ -139,6 +139,7 @@ class Store:
             try:
                 parts = self._writer.write(batch, self._commit_number + 1)
             except (OSError, duckdb.Error) as error:
+                self._writer.reset()
                 raise self._failed(error) from error
             draft.add_parts(parts, now_us)
             self._publish(draft, now_us, written=[self._folder / part.part for part in parts])

@@ -64,6 +64,11 @@ class PartWriter:
             raise
         return parts
 
+    def reset(self) -> None:
+        """Start over after a failure, whatever it left in DuckDB."""
+        self._engine.close()
+        self._engine = engine(self._folder, threads=2, memory="512MB")
+
     def close(self) -> None:
         """Let go of DuckDB."""
         self._engine.close()

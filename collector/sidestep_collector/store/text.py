@@ -6,7 +6,10 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any, Final, cast
+
+#: Levels of JSON that are kept where it is too deep for Python to write.
+_DEPTH_MAX: Final = 100
 
 
 @lru_cache(maxsize=1 << 16)
@@ -26,20 +29,23 @@ def identifier(name: str) -> str:
 
 
 def strict_json(value: object) -> str:
-    """JSON of anything: NaN and infinities become null, what JSON does not know becomes its text."""
+    """JSON of anything: NaN and infinities become null, lone surrogates "?", what JSON does not know its text."""
     try:
-        return json.dumps(value, allow_nan=False, default=str)
-    except (TypeError, ValueError):
-        return json.dumps(_plain(value), allow_nan=False)
+        text = json.dumps(value, allow_nan=False, ensure_ascii=False, default=str)
+    except (TypeError, ValueError, RecursionError):
+        text = json.dumps(_plain(value), allow_nan=False, ensure_ascii=False)
+    return text.encode("utf-8", "replace").decode()
 
 
-def _plain(value: object) -> Any:
+def _plain(value: object, depth: int = 0) -> Any:
+    if depth > _DEPTH_MAX:
+        return "..."
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, Mapping):
-        return {str(key): _plain(one) for key, one in cast("Mapping[object, object]", value).items()}
+        return {str(key): _plain(one, depth + 1) for key, one in cast("Mapping[object, object]", value).items()}
     if isinstance(value, (Sequence, set, frozenset)) and not isinstance(value, (bytes, bytearray)):
-        return [_plain(one) for one in cast("Sequence[object]", value)]
+        return [_plain(one, depth + 1) for one in cast("Sequence[object]", value)]
     return str(value)
