@@ -9,7 +9,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -52,35 +52,40 @@ def load(root: Path, flags: Mapping[str, Any], environ: Mapping[str, str] = os.e
     """
     origin: dict[str, str] = {}
     settings: dict[str, Any] = {}
+    from_file, problems = _from_file(root / FILE_NAME)
     for source, values in (
-        (str(root / FILE_NAME), _from_file(root / FILE_NAME)),
+        (str(root / FILE_NAME), from_file),
         ("environment", _from_environment(environ)),
         ("command line", {key: value for key, value in flags.items() if value is not None}),
     ):
         for key, value in values.items():
             settings[key], origin[key] = value, source
     try:
-        return Config(**settings)
+        config = Config(**settings)
     except ValidationError as error:
-        problems = [
+        problems += [
             f"{'.'.join(map(str, problem['loc']))} ({origin.get(str(problem['loc'][0]), '?')}): {problem['msg']}"
             for problem in error.errors()
         ]
-        raise ConfigError("settings that cannot be used:\n  " + "\n  ".join(problems)) from None
+    else:
+        if not problems:
+            return config
+    raise ConfigError(f"settings that cannot be used: {'; '.join(problems)}")
 
 
-def _from_file(path: Path) -> dict[str, Any]:
+def _from_file(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """The settings of a file, and what is wrong with it beside them."""
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
+    except (FileNotFoundError, NotADirectoryError):
+        return {}, []
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
-    unknown = sorted(set(content) - {"collector"})
-    if unknown:
-        raise ConfigError(f"{path}: unknown table {', '.join(unknown)}; settings stand in [collector]")
-    table: dict[str, Any] = content.get("collector", {})
-    return table
+        return {}, [f"{path} cannot be read: {error}"]
+    table = content.pop("collector", {})
+    problems = [f"{name} ({path}): settings stand in [collector]" for name in sorted(content)]
+    if not isinstance(table, dict):
+        return {}, [*problems, f"collector ({path}): it is a table, [collector]"]
+    return cast("dict[str, Any]", table), problems
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, str]:

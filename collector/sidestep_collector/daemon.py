@@ -9,7 +9,7 @@ import time
 import uuid
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import structlog
 
@@ -22,6 +22,8 @@ from sidestep_collector.store import Store
 from sidestep_schemas.errors import FolderError
 
 log: Any = structlog.get_logger()
+
+ANNOUNCEMENT: Final = "collector.json"
 
 
 def serve(root: Path, config: Config) -> None:
@@ -43,6 +45,7 @@ def serve(root: Path, config: Config) -> None:
             f"{root} cannot be written ({error.strerror}): choose another with --dir or SIDESTEP_DIR"
         ) from error
     store = Store.open(root)
+    (root / ANNOUNCEMENT).unlink(missing_ok=True)  # of one that was killed; nobody may take it for this one
     try:
         _serve(root, config, store, asked_to_end)
     finally:
@@ -70,7 +73,7 @@ def _serve(root: Path, config: Config, store: Store, asked_to_end: list[int]) ->
 
     pipeline = Pipeline(root, config, store, sockets, answer)
     watch = LeftoverWatch(root, address) if config.take_leftovers else None
-    announcement = root / "collector.json"
+    announcement = root / ANNOUNCEMENT
     try:
         _announce(announcement, identity)
         log.info("listening", address=address, dir=str(root), pid=os.getpid())

@@ -30,6 +30,7 @@ class LeftoverWatch:
         self._root = root
         self._address = address
         self._stop = threading.Event()
+        self._starting = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._failures: dict[frozenset[Path], int] = {}
         self._thread = threading.Thread(target=self._watch, name="leftovers", daemon=True)
@@ -41,8 +42,9 @@ class LeftoverWatch:
     def close(self) -> None:
         """Stop looking; a sync under way is ended, and goes on at the next start."""
         self._stop.set()
-        if self._process is not None:
-            self._process.terminate()
+        with self._starting:
+            if self._process is not None:
+                self._process.terminate()
         self._thread.join()
 
     @property
@@ -65,11 +67,14 @@ class LeftoverWatch:
             return
         log.info("shipping journals that ended processes left", streams=len(found))
         command = [sys.executable, "-m", "sidestep", "sync", str(self._root), "--collector", self._address, "--json"]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        )
-        _, errors = self._process.communicate()
-        if self._process.returncode != 0 and not self._stop.is_set():
+        with self._starting:
+            if self._stop.is_set():
+                return
+            process = self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+            )
+        _, errors = process.communicate()
+        if process.returncode != 0 and not self._stop.is_set():
             self._failures[found] = self._failures.get(found, 0) + 1
             log.warning("journals could not be shipped", why=errors.decode("utf-8", "replace")[-500:].strip())
         self._process = None

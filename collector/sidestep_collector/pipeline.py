@@ -47,6 +47,7 @@ _RETRY_SECONDS: Final = (0.5, 10.0)
 _COMPACT_SECONDS: Final = 1.0
 #: Records of a block that the live feed carries at most; who wants all of them asks the store.
 _FEED_RECORDS: Final = 50
+_ENDED_RUNS_KEPT: Final = 32
 
 Question = Callable[[dict[str, Any]], Any]
 
@@ -82,12 +83,12 @@ class Pipeline:
         self._points = 0
         self._touched: dict[bytes, StreamState] = {}
         self._urgent = False
+        self._ended: dict[str, None] = {}
         self._flushed_at = time.monotonic()
         self._handed: queue.Queue[Batch | None] = queue.Queue(maxsize=1)
         self._done: queue.Queue[Batch] = queue.Queue()
         self._committing_bytes = 0
         self._stop = threading.Event()
-        self._abandon = threading.Event()
         self._heard_at = time.monotonic()
         self._restore(root)
 
@@ -177,6 +178,8 @@ class Pipeline:
         skip = state.received - frame.first_seq
         self.counters.duplicate_records += min(skip, frame.count)
         if following <= state.received:
+            if following <= state.committed and state.may_ask(self._heard_at):  # the word that it is stored got lost
+                self._sockets.acknowledge(frame.stream, state.committed, state.received, rewind=False)
             return
         self._touched[frame.stream] = state
         if frame.kind == FRAME_GAP:
@@ -309,16 +312,28 @@ class Pipeline:
                 self._sockets.acknowledge(progress.stream.key, progress.watermark, state.received, rewind=False)
                 if progress.ended:
                     self._decoder.forget(progress.stream)
+                    self._retire(progress.stream)
+
+    def _retire(self, stream: Stream) -> None:
+        """Keep the last runs that ended in memory, for late ranks and for who looks now; forget older ones."""
+        self._ended[stream.run] = None
+        while len(self._ended) > _ENDED_RUNS_KEPT:
+            run = next(iter(self._ended))
+            del self._ended[run]
+            if all(state.ended for state in self.registry.states() if state.stream.run == run):
+                self._epochs.forget(run)
+                self._periods.forget(run)
+                self.live.forget(run)
 
     def _drain(self) -> None:
         while self._sockets.wait(0, read=True).has_frames and self.pending_bytes() < self._config.pending_bytes:
             self._read()
         if not self._touched:
             return
-        while self._committing_bytes and not self._abandon.is_set():
+        while self._committing_bytes and not self.failing:
             self._sockets.wait(_IDLE_WAIT_SECONDS, read=False)
             self._settle()
-        if not self._abandon.is_set():
+        if not self._committing_bytes:  # else the disk takes nothing; what is not stored is in the journals
             self._hand_over()
 
     def _reply(self, question: bytes) -> Any:
@@ -326,7 +341,7 @@ class Pipeline:
 
         try:
             asked = msgspec.json.decode(question, type=dict[str, Any])
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             return {"error": f"no question: {error}"}
         return self._answer(asked)
 
@@ -353,7 +368,6 @@ class Pipeline:
                     self.failing = str(error)
                     log.error("commit failed; nothing is acknowledged until it works", why=self.failing)  # noqa: TRY400
                 if self._stop.wait(wait):
-                    self._abandon.set()
                     return False
                 wait = min(2 * wait, longest)
             else:

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from sidestep import launch
+from sidestep_schemas.claims import find_leftovers
 from sidestep_schemas.errors import AddressError, FolderError, SidestepError, UsageError
 from sidestep_schemas.layout import COLLECTOR_VARIABLE, DIR_VARIABLE
 
 _START_SECONDS: Final = 20.0
 _LOOK_SECONDS: Final = 0.02
+_SYNC_SECONDS: Final = 5.0
 _PASSED_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -46,6 +48,7 @@ def run_beside(root: Path, command: tuple[str, ...], names: Mapping[str, str], *
         code = _run_job(command, environ)
     finally:
         if running is None:
+            _ship_leftovers(root, collector.address)
             with suppress(ProcessLookupError):
                 os.kill(collector.pid, signal.SIGTERM)
             wait_for_end(root, _START_SECONDS)
@@ -68,9 +71,11 @@ def start_and_wait(root: Path, *options: str) -> launch.Collector:
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline:
         found = launch.find(root)
-        if found is not None:
+        if found is not None and found.pid == process.pid:
             return found
         if process.poll() is not None:
+            if found is not None:
+                return found  # another one was faster
             raise _ended(process.returncode, log, before)
         time.sleep(_LOOK_SECONDS)
     raise SidestepError(f"the collector did not listen within {_START_SECONDS:g} s; see {log}")
@@ -105,6 +110,14 @@ def _run_job(command: tuple[str, ...], environ: Mapping[str, str]) -> int:
         for number, handler in previous.items():
             signal.signal(number, handler)
     return code if code >= 0 else 128 - code
+
+
+def _ship_leftovers(root: Path, address: str) -> None:
+    """A job that was killed could not wait for its last records: ship them before the collector goes."""
+    if find_leftovers(root):
+        from sidestep.sync import sync  # noqa: PLC0415 - needed after a crash alone
+
+        sync(root, address, patience=_SYNC_SECONDS)
 
 
 def _summary() -> Callable[..., None] | None:

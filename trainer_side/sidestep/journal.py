@@ -352,7 +352,7 @@ class Journal:
 
     def _claim(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._claimed = claim(folder)
+        self._claimed = claim(folder, patience_seconds=0.5)
 
 
 def stream_folder(root: Path, identity: Identity) -> Path:

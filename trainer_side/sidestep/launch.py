@@ -35,13 +35,12 @@ class Collector:
 
 def find(root: Path) -> Collector | None:
     """The collector that serves a data folder on this machine; None when none does."""
-    if not is_locked(root):
-        return None
     try:
         found: dict[str, Any] = json.loads((root / "collector.json").read_text(encoding="utf-8"))
-        return Collector(int(found["pid"]), str(found["address"]))
+        collector = Collector(int(found["pid"]), str(found["address"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    return collector if is_locked(root) else None
 
 
 def is_locked(root: Path) -> bool:

@@ -118,6 +118,11 @@ class Run:
         return self._step
 
     @property
+    def current_epoch(self) -> float:
+        """The epoch that was begun and has not ended; NaN outside of epochs."""
+        return self._epoch
+
+    @property
     def stats(self) -> dict[str, Any]:
         """What this process did so far: records by their fate, refused values by kind, where the journal is."""
         journal, pusher = self._journal, self._pusher
@@ -220,6 +225,18 @@ class Run:
     def collect(self) -> None:
         """Record what has arrived from a device since; never waits. Called by the watched optimizer's hook."""
         self._guarded(self._mailbox.collect)
+
+    def receive(self, tensor: Any, deliver: Callable[[Any], None]) -> None:
+        """Copy a device tensor without waiting; `deliver(host tensor)` is called by a later `collect`, or the end."""
+        self._guarded(lambda: self._mailbox.post(tensor, deliver))
+
+    def guard(self, call: Callable[[], None]) -> None:
+        """Call something that must not raise into the training loop: what it raises is counted and said once."""
+        self._guarded(call)
+
+    def complain(self, kind: str, subject: str, message: str) -> None:
+        """Count something that cannot be done, and say it once; raises in strict mode."""
+        self._complaints.add(kind, subject, message)
 
     # --- other things ------------------------------------------------------------------------------------
 
@@ -344,7 +361,7 @@ class Run:
         plain: dict[str, float] = {}
         device: dict[str, Any] = {}
         for name, value in mapping.items():
-            if not isinstance(name, str) or not name or len(name.encode("utf-8", "replace")) > _NAME_BYTES_MAX:
+            if not isinstance(name, str) or not name or len(_tag(name, split).encode("utf-8", "replace")) > _NAME_BYTES_MAX:
                 what = f"{name!r:.80} is no name: names are text of 1 to {_NAME_BYTES_MAX} bytes; its value is left out"
                 self._complaints.add("name", repr(name)[:80], what)
             elif snapshot.is_on_device(value) and value.numel() == 1:

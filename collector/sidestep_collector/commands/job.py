@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -16,7 +17,7 @@ from sidestep_schemas.errors import FolderError
 from sidestep_schemas.layout import run_dir
 
 _RUNS = """
-    select r.run, r.project, r.state, epoch(r.started), epoch(coalesce(r.ended, now())),
+    select r.run, r.project, r.state, epoch(r.started), epoch(r.ended),
            coalesce(sum(i.watermark), 0)::bigint, coalesce(sum(i.lost), 0)::bigint, count(distinct i.rank)
     from runs r join ingest i on i.run_uid = r.run_uid
     where epoch(i.updated) >= ?
@@ -78,7 +79,7 @@ def _jobs(root: Path, since: float) -> list[Job]:
                     run=run,
                     project=project,
                     state=state,
-                    seconds=ended - started,
+                    seconds=(time.time() if ended is None else ended) - started,
                     ranks=ranks,
                     sent=records,
                     committed=records - lost,

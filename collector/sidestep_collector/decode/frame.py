@@ -20,6 +20,8 @@ Version = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 RunUid = Annotated[bytes, Meta(min_length=16, max_length=16)]
 StreamKey = Annotated[bytes, Meta(min_length=8, max_length=8)]
 Unsigned32 = Annotated[int, Meta(ge=0, le=2**32 - 1)]
+#: Ranks and attempts are INTEGER in the store.
+Unsigned31 = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 #: seq and count stay below 2**62, so their sum is an int64.
 FirstSeq = Annotated[int, Meta(ge=0, le=2**62)]
 Count = Annotated[int, Meta(ge=1, le=2**62)]
@@ -40,8 +42,8 @@ class Frame(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     version: Version
     kind: Annotated[int, Meta(ge=FRAME_RECORDS, le=FRAME_GAP)]
     run: RunUid
-    rank: Unsigned32
-    attempt: Unsigned32
+    rank: Unsigned31
+    attempt: Unsigned31
     stream: StreamKey
     first_seq: FirstSeq
     count: Count
@@ -55,8 +57,8 @@ class _Envelope(msgspec.Struct, array_like=True):
     version: Version
     kind: int
     run: RunUid
-    rank: Unsigned32
-    attempt: Unsigned32
+    rank: Unsigned31
+    attempt: Unsigned31
     stream: StreamKey
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import socket as unix
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -51,6 +52,7 @@ class Sockets:
         points = endpoints(address)
         _check_reach(address, insecure=insecure)
         _make_socket_folder(address)
+        _check_free(address)
         self.boot = boot
         self.watched: set[bytes] = set()
         self.listeners: set[bytes] = set()
@@ -200,6 +202,20 @@ def _check_reach(address: str, *, insecure: bool) -> None:
             f"{address} can be reached from other machines, and nothing on it is encrypted or checked: listen on "
             "127.0.0.1 and tunnel, or say --insecure on a network you trust"
         )
+
+
+def _check_free(address: str) -> None:
+    # libzmq removes a socket file and binds anew, whoever listens on it: the other collector would go deaf.
+    if not address.startswith("ipc://"):
+        return
+    with unix.socket(unix.AF_UNIX, unix.SOCK_STREAM) as probe:
+        try:
+            probe.connect(endpoints(address).control.removeprefix("ipc://"))
+        except OSError:
+            return
+    raise AddressError(
+        f"{address} cannot be bound (a collector listens there): attach to it, or choose another with --listen"
+    )
 
 
 def _make_socket_folder(address: str) -> None:

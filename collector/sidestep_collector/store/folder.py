@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +19,7 @@ NEXT: Final = "sidestep.duckdb.next"
 PARTS: Final = "parts"
 SUPERSEDED: Final = "superseded.json"
 SPILL: Final = "spill"
+_PATIENCE_SECONDS: Final = 0.5
 
 
 def store_dir(root: Path) -> Path:
@@ -37,7 +39,7 @@ def lock(root: Path) -> int:
     except OSError as error:
         raise FolderError(f"{root}: cannot be written ({error.strerror}); choose another folder with --dir") from error
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _take(handle)
     except BlockingIOError as error:
         os.close(handle)
         raise FolderError(
@@ -47,6 +49,20 @@ def lock(root: Path) -> int:
         os.close(handle)
         raise FolderError(f"{root}: cannot be locked ({error.strerror}); choose a local folder with --dir") from error
     return handle
+
+
+def _take(handle: int) -> None:
+    # Whoever only looks whether a collector is there holds the lock for microseconds.
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(0.005)
+        else:
+            return
 
 
 def _holder(root: Path) -> str:

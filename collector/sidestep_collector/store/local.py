@@ -21,7 +21,7 @@ from sidestep_collector.store.folder import Superseded, lock, remove, remove_unp
 from sidestep_collector.store.ledger import Draft, Ledger
 from sidestep_collector.store.parts import PartWriter
 from sidestep_collector.store.records import KnownRun, KnownStream
-from sidestep_collector.store.views import view_query
+from sidestep_collector.store.views import merged_epochs, parts_query
 from sidestep_schemas.errors import StoreWriteError
 from sidestep_schemas.tables import STORE_VERSION, TABLE
 
@@ -101,7 +101,7 @@ class Store:
             }
             files = Draft(self._ledger).files(self._folder).get("epochs", [])
             columns = ", ".join(column.name for column in TABLE["epochs"].columns)
-            merged = view_query(TABLE["epochs"], files)
+            merged = merged_epochs(parts_query(TABLE["epochs"], files))
             query = f"select {columns} from ({merged}) where run = ? and epoch >= ? order by all"  # noqa: S608 - our own
             with duckdb.connect(":memory:") as connection:
                 rows: list[tuple[Any, ...]] = connection.execute(query, [run, since_epoch]).fetchall()
