@@ -30,8 +30,8 @@ from centred group by {_EPOCH_KEY}"""  # noqa: S608 - no value of a user's in it
 
 # Metrics of an epoch that follow from others, one value each. They are asked for and not stored: a late record
 # changes them.
-_DERIVED_EPOCHS: Final = f"""
-with told as (select * from ({{merged}}) where metric in ({{sources}})), derived as (
+_DERIVED_EPOCHS: Final = """
+with told as (select * from ({merged}) where metric in ({sources})), derived as (
     select 'train/loss_std' as derived_metric, sqrt(m2 / (n - 1)) as x, * from told
     where n > 1 and (metric = 'train/loss_total' or (metric = 'train/loss' and not exists (
         select 1 from told other where other.metric = 'train/loss_total' and other.run = told.run
@@ -39,13 +39,14 @@ with told as (select * from ({{merged}}) where metric in ({{sources}})), derived
     union all
     select 'train/gradients/clip_fraction', mean, * from told where n > 0 and metric = 'train/gradient/clipped'
     union all
-    select 'train/gradient/clipping_percentage', 100 * mean, * from told where n > 0 and metric = 'train/gradient/clipped'
+    select 'train/gradient/clipping_percentage', 100 * mean, * from told
+    where n > 0 and metric = 'train/gradient/clipped'
 )
-select {{columns}} from ({{merged}})
+select {columns} from ({merged})
 union all by name
-select run, derived_metric as metric, rank, attempt, epoch, 1::BIGINT as n, 0::BIGINT as n_nonfinite, x as vmin, x as vmax,
-    x as mean, 0::DOUBLE as m2, x as vfirst, x as vlast, first_seq, last_seq
-from derived"""  # noqa: S608 - no value of a user's in it
+select run, derived_metric as metric, rank, attempt, epoch, 1::BIGINT as n, 0::BIGINT as n_nonfinite,
+    x as vmin, x as vmax, x as mean, 0::DOUBLE as m2, x as vfirst, x as vlast, first_seq, last_seq
+from derived"""
 _SOURCES: Final = "'train/loss_total', 'train/loss', 'train/gradient/clipped'"
 
 # The latest attempt of a rank always stands, so only what came before a resume is looked up.
