@@ -1,0 +1,38 @@
+"""Rates of the optimizer: learning rate and weight decay of each parameter group."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import torch
+
+from sidestep import snapshot
+from sidestep.run import Run
+
+TAGS: Final = ("train/lr", "train/lr_<group>", "train/wd", "train/wd_<group>")
+
+_SOURCES: Final = {"lr": "train/lr", "weight_decay": "train/wd"}
+
+
+def report(run: Run, groups: Sequence[Mapping[str, Any]], step: int) -> None:
+    """Record the rates of all groups, in the order of the optimizers; the first group has no number.
+
+    Args:
+        run: where to.
+        groups: parameter groups; a rate may be a tensor, on a device or not.
+        step: the step that they were used in.
+    """
+    rates: dict[str, Any] = {
+        (tag if number == 0 else f"{tag}_{number}"): group[source]
+        for source, tag in _SOURCES.items()
+        for number, group in enumerate(groups)
+        if source in group
+    }
+    far = {tag: rate for tag, rate in rates.items() if snapshot.is_on_device(rate)}
+    near = {tag: snapshot.scalar(rate) for tag, rate in rates.items() if tag not in far}
+    if near:
+        run.record(tuple(near), tuple(near.values()), step=step)
+    if far:
+        stacked = torch.stack([rate.detach().reshape(()).to(torch.float32) for rate in far.values()])
+        run.record(tuple(far), stacked, step=step)
