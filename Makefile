@@ -54,6 +54,7 @@ install: $(VENV)/installed ## make .venv and install all that is needed
 
 demo: install ## record a real training: a small network on real images, under two minutes
 	@$(INSIDE) sidestep run -- python examples/digits.py
+	@echo "  (these commands are in $(VENV): first say  . $(BIN)/activate)"
 
 test: install $(VENV)/duckdb2/installed ## run all tests
 	@$(INSIDE) SIDESTEP_TEST_DUCKDB2="$(CURDIR)/$(VENV)/duckdb2" pytest $(ARGS)
