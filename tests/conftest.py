@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from support.place import Place
 
 # Machines that run tests are shared and slow at times; what is slow is not wrong.
 settings.register_profile("sidestep", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -19,6 +21,14 @@ def _no_settings_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
         if name.startswith("SIDESTEP_") and not name.startswith("SIDESTEP_TEST_"):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    """A data folder with nothing in it; whatever is started around it ends with the test."""
+    place = Place(tmp_path / "data")
+    yield place
+    place.close()
 
 
 @pytest.fixture(scope="session")

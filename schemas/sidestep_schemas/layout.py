@@ -2,6 +2,7 @@
 
 <dir>/collector.json          pid, address, boot id and start of the collector (written by it)
 <dir>/collector.lock          held with flock by the collector
+<dir>/collector.starting      held by a collector that a script started, from its first moment on
 <dir>/collector.log           output of a collector that was started in the background
 <dir>/journal/<run>/r0-a0/    segments of one stream, until they are acknowledged
 <dir>/store/                  the catalogue and its parts
@@ -93,4 +94,4 @@ def endpoints(address: str) -> Endpoints:
 
 
 def _digest(root: Path) -> str:
-    return hashlib.sha256(str(root).encode()).hexdigest()[:16]
+    return hashlib.sha256(os.fsencode(root)).hexdigest()[:16]

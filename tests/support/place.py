@@ -142,7 +142,9 @@ class Place:
 
     def stored(self, run: str) -> int:
         """Records of a run that are stored: the sum of its watermarks."""
-        return self.row("select coalesce(sum(watermark), 0) from ingest join runs using (run_uid) where run = ?", run)[0]
+        return self.row("select coalesce(sum(watermark), 0) from ingest join runs using (run_uid) where run = ?", run)[
+            0
+        ]
 
     def journals(self) -> list[Path]:
         """Segments that lie on disk."""
@@ -165,10 +167,13 @@ class Place:
 
     # --- what must hold ----------------------------------------------------------------------------------
 
-    def check_whole(self, run: str, attempts: int = 1) -> None:
-        """Every record of a run is stored once: no stream has a gap, a loss, or a record that is there twice."""
+    def check_whole(self, run: str, attempts: int = 1, key_sets: int | None = None) -> None:
+        """Every record of a run is stored once: no stream has a gap, a loss, or a record that is there twice.
+
+        Where it is known how many key sets each stream declares (records that have no row), all others are counted.
+        """
         streams = self.rows(
-            "select rank, attempt, watermark, lost, ended from ingest join runs using (run_uid) where run = ?", run
+            "select rank, attempt, watermark, lost, i.ended from ingest i join runs using (run_uid) where run = ?", run
         )
         assert len({attempt for _, attempt, *_ in streams}) == attempts
         assert self.rows("select * from gaps where run = ?", run) == []
@@ -179,6 +184,7 @@ class Place:
             seqs = [seq for (seq,) in self.rows(query, run, rank, attempt)]
             assert len(set(seqs)) == len(seqs)
             assert (seqs[0], seqs[-1]) == (0, watermark - 1)
+            assert key_sets is None or len(seqs) == watermark - key_sets
         doubled = "select metric, rank, attempt, step from points where run = ? group by all having count(*) > 1"
         assert self.rows(doubled, run) == []
 
@@ -205,7 +211,8 @@ def said(process: subprocess.Popen[str], word: str) -> str:
     for line in process.stdout:
         if line.startswith(word):
             return line.strip()
-    raise AssertionError(f"it ended without saying {word!r}")
+    errors = process.stderr.read() if process.stderr is not None else ""
+    raise AssertionError(f"it ended without saying {word!r}: {errors}")
 
 
 def tell(process: subprocess.Popen[str], line: str = "") -> None:
@@ -232,13 +239,10 @@ def free_ports() -> int:
 
 def tensorboard_points(folder: Path) -> Iterator[tuple[str, int, float]]:
     """(tag, step, value) of every scalar in the event files of a folder, read without any tidying."""
-    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
-    from tensorboard.util.tensor_util import make_ndarray
+    from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
     for path in sorted(folder.glob("*tfevents*")):
-        for event in EventFileLoader(str(path)).Load():
+        for event in LegacyEventFileLoader(str(path)).Load():
             for value in event.summary.value:
-                if value.metadata.plugin_data.plugin_name == "scalars" or value.HasField("simple_value"):
-                    yield value.tag, event.step, float(make_ndarray(value.tensor))
-                elif value.HasField("tensor") and not value.tensor.tensor_shape.dim and value.tensor.float_val:
-                    yield value.tag, event.step, float(value.tensor.float_val[0])
+                if value.HasField("simple_value"):
+                    yield value.tag, event.step, value.simple_value

@@ -47,11 +47,11 @@ def run_beside(root: Path, command: tuple[str, ...], names: Mapping[str, str], *
     try:
         code = _run_job(command, environ)
     finally:
-        if running is None:
+        if running is None and launch.find(root) == collector:  # else it is gone: what it lacks is in the journals
             _ship_leftovers(root, collector.address)
             with suppress(ProcessLookupError):
                 os.kill(collector.pid, signal.SIGTERM)
-            wait_for_end(root, _START_SECONDS)
+            wait_for_end(root, collector.pid, _START_SECONDS)
     summarize = _summary()
     if summarize is not None:
         summarize(root, started, as_json=as_json)
@@ -81,10 +81,13 @@ def start_and_wait(root: Path, *options: str) -> launch.Collector:
     raise SidestepError(f"the collector did not listen within {_START_SECONDS:g} s; see {log}")
 
 
-def wait_for_end(root: Path, timeout: float) -> bool:
-    """Wait until no collector holds the data folder; whether that is so."""
+def wait_for_end(root: Path, pid: int, timeout: float) -> bool:
+    """Wait until the collector of a process id holds the data folder no more; whether that is so."""
     deadline = time.monotonic() + timeout
     while launch.is_locked(root):
+        found = launch.find(root)
+        if found is not None and found.pid != pid:
+            return True
         if time.monotonic() > deadline:
             return False
         time.sleep(_LOOK_SECONDS)

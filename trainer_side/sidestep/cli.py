@@ -139,7 +139,7 @@ def down(folder: str | None, timeout: float, *, as_json: bool) -> int:
             click.echo(f"no collector runs for {root}")
         return 0
     os.kill(running.pid, signal.SIGTERM)
-    if not wait_for_end(root, timeout):
+    if not wait_for_end(root, running.pid, timeout):
         raise SidestepError(f"the collector (pid {running.pid}) did not end within {timeout:g} s; it may be stopped")
     _say({"stopped": True, "pid": running.pid, "dir": str(root)}, as_json=as_json)
     if not as_json:

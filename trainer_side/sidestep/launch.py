@@ -87,8 +87,13 @@ def command(root: Path, *options: str) -> list[str]:
     return [sys.executable, "-m", "sidestep_collector", "--dir", str(root), *options]
 
 
-def start(root: Path, *options: str) -> subprocess.Popen[bytes]:
+def start(root: Path, *options: str, keeps: tuple[int, ...] = ()) -> subprocess.Popen[bytes]:
     """Start a collector in the background, detached from this process group; its output goes to collector.log.
+
+    Args:
+        root: data folder.
+        options: the collector's own.
+        keeps: descriptors that it inherits.
 
     Raises:
         FolderError: the data folder cannot be written.
@@ -108,6 +113,7 @@ def start(root: Path, *options: str) -> subprocess.Popen[bytes]:
             stderr=log,
             start_new_session=True,
             cwd="/",
+            pass_fds=keeps,
         )
 
 
@@ -124,5 +130,17 @@ def ensure(root: Path) -> str | None:
         return None
     if not is_locked(root):
         with contextlib.suppress(FolderError, OSError):
-            start(root, "--idle-exit", str(IDLE_SECONDS))
+            _start_one(root)
     return default_address(root)
+
+
+def _start_one(root: Path) -> None:
+    # Of a hundred processes that begin at once, one starts a collector. The claim passes to it and ends with it, so
+    # there is no moment between its start and its own lock in which another is started.
+    root.mkdir(parents=True, exist_ok=True)
+    claim = os.open(root / "collector.starting", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        start(root, "--idle-exit", str(IDLE_SECONDS), keeps=(claim,))
+    finally:
+        os.close(claim)
