@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,6 +40,8 @@ def run_beside(root: Path, command: tuple[str, ...], names: Mapping[str, str], *
     command = command[1:] if command[:1] == ("--",) else command
     if not command:
         raise UsageError("nothing to run: sidestep run -- python train.py")
+    if shutil.which(command[0]) is None:
+        raise UsageError(f"{command[0]} cannot be run: there is no such command")
     launch.require_installed()
     running = launch.find(root)
     collector = running or start_and_wait(root)
@@ -96,16 +99,23 @@ def wait_for_end(root: Path, pid: int, timeout: float) -> bool:
 
 def _run_job(command: tuple[str, ...], environ: Mapping[str, str]) -> int:
     job: list[subprocess.Popen[bytes]] = []
+    early: list[int] = []  # came before there was a job to pass them to
 
     def pass_on(number: int, _frame: Any) -> None:
         # Ctrl-C reaches the whole foreground group by itself; sent twice, it would interrupt the job's own clean-up.
-        if job and not (number == signal.SIGINT and sys.stdin.isatty()):
-            with suppress(ProcessLookupError):
-                job[0].send_signal(number)
+        if number == signal.SIGINT and sys.stdin.isatty():
+            return
+        if not job:
+            early.append(number)
+            return
+        with suppress(ProcessLookupError):
+            job[0].send_signal(number)
 
     previous = {number: signal.signal(number, pass_on) for number in _PASSED_SIGNALS}
     try:
         job.append(subprocess.Popen(command, env=dict(environ)))
+        for number in early:
+            pass_on(number, None)
         code = job[0].wait()
     except OSError as error:
         raise UsageError(f"{command[0]} cannot be run: {error.strerror}") from error

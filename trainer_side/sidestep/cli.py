@@ -20,6 +20,7 @@ import click
 
 import sidestep
 from sidestep import launch
+from sidestep_schemas.claims import find_leftovers
 from sidestep_schemas.errors import MissingExtraError, SidestepError, UsageError
 from sidestep_schemas.layout import COLLECTOR_VARIABLE, data_dir, default_address
 
@@ -159,7 +160,7 @@ def sync(folder: str | None, collector: str | None, timeout: float, directory: s
     if folder and directory:
         raise UsageError("give the data folder once: either --dir or as an argument")
     root = data_dir(directory or folder)
-    address = collector or os.environ.get(COLLECTOR_VARIABLE) or _collector_of(root)
+    address = collector or os.environ.get(COLLECTOR_VARIABLE) or _collector_of(root, start=bool(find_leftovers(root)))
     if as_json or not sys.stderr.isatty():
         report = ship(root, address, patience=timeout)
     else:
@@ -192,11 +193,11 @@ def demo(folder: str | None, epochs: int, *, as_json: bool) -> int:
     return run_beside(data_dir(folder), command, {}, as_json=as_json)
 
 
-def _collector_of(root: Path) -> str:
+def _collector_of(root: Path, *, start: bool) -> str:
     running = launch.find(root)
     if running is not None:
         return running.address
-    if launch.is_installed():
+    if start and launch.is_installed():
         launch.start(root, "--idle-exit", "60", "--no-take-leftovers")
     return default_address(root)
 

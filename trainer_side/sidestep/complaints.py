@@ -12,7 +12,7 @@ from sidestep.errors import SidestepWarning, UsageError
 
 logger = logging.getLogger("sidestep")
 
-_PACKAGE_FOLDER: Final = os.path.dirname(__file__)  # noqa: PTH120 - compared with code file names
+_PACKAGE_FOLDER: Final = os.path.join(os.path.dirname(__file__), "")  # noqa: PTH118, PTH120 - compared with code file names
 #: Causes that are remembered as said; beyond it they are only counted.
 _SAID_MAX: Final = 1000
 

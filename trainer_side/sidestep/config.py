@@ -89,7 +89,7 @@ def resolve(
     resume = _choice("resume", resume, ("auto", "never", "must"))
     ranks = _first_int(environ, _RANK_VARIABLES, 0) if rank is None else rank
     world = _first_int(environ, _WORLD_VARIABLES, 1) if world_size is None else world_size
-    if ranks < 0 or world < 1:
+    if not 0 <= ranks < 2**32 or world < 1:
         raise ConfigError(f"rank={ranks}, world_size={world}: rank counts from 0, world_size from 1")
     run_id = id or environ.get(RUN_VARIABLE) or _job_id(environ) or new_id()
     return RunConfig(
@@ -147,6 +147,6 @@ def _choice(what: str, given: str, known: tuple[str, ...]) -> str:
 def _first_int(environ: Mapping[str, str], names: tuple[str, ...], default: int) -> int:
     for name in names:
         value = environ.get(name, "")
-        if value.isdigit():
+        if value.isdecimal():
             return int(value)
     return default

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 
 class EpochMark:
@@ -18,11 +18,13 @@ class EpochMark:
     def __init__(
         self, epochs: float | Iterable[float], begin: Callable[[float], None], end: Callable[[float], None]
     ) -> None:
-        self._epochs = epochs
+        self._epochs: Any = epochs
         self._begin = begin
         self._end = end
-        if isinstance(epochs, int | float):
-            begin(epochs)
+        # One epoch is a number of Python, numpy or torch; a tensor of no dimension calls itself iterable.
+        self._is_one = not isinstance(epochs, Iterable) or getattr(epochs, "ndim", 1) == 0
+        if self._is_one:
+            begin(self._epochs)
 
     def __enter__(self) -> Self:
         return self
@@ -30,11 +32,11 @@ class EpochMark:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(self._epochs, int | float):
+        if self._is_one:
             self._end(self._epochs)
 
     def __iter__(self) -> Iterator[float]:
-        if isinstance(self._epochs, int | float):
+        if self._is_one:
             raise TypeError(f"epoch({self._epochs}) is one epoch; to go through several write epoch(range(1, 11))")
         for epoch in self._epochs:
             self._begin(epoch)

@@ -8,6 +8,7 @@ files through `segments`, never a socket.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import struct
 import threading
@@ -16,7 +17,9 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
+from typing import NamedTuple
 
 from sidestep.segments import (
     RING_BYTES_MAX,
@@ -39,8 +42,15 @@ from sidestep_schemas.wire import (
     aligned,
 )
 
+logger = logging.getLogger("sidestep")
+
 #: A segment that fills faster than this is followed by one four times its size.
 _SOON_SECONDS = 1.0
+#: A folder that took nothing is asked again after this.
+_RETRY_SECONDS = 1.0
+#: A mapped file holds a descriptor: when this many wait for a collector, what follows goes into larger ones.
+_SMALL_SEGMENTS_MAX = 8
+_REENTERED = "a signal handler cannot log in the middle of another call that does; log after it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +77,15 @@ class KeySetLayout:
         self.pack_into = values.pack_into
         self.length = SCALARS_HEADER.size + values.size
         self.stride = aligned(RECORD_PREFIX.size + self.length)
+
+
+class Fate(NamedTuple):
+    """Records by what became of them: all there were, stored, waiting on disk, and lost by reason."""
+
+    sent: int
+    committed: int
+    pending: int
+    lost: dict[str, int]
 
 
 @dataclass(slots=True)
@@ -98,7 +117,10 @@ class Journal:
         dropped: records that found no room, by reason.
         degraded: why records are kept in memory instead of on disk; "" while they are not.
         wanted: set when a segment was taken and the drain thread should provide another.
+        is_growing: this process writes it; what a dead one left is not.
     """
+
+    is_growing = True
 
     def __init__(self, folder: Path | None, identity: Identity) -> None:
         self.folder = folder
@@ -107,12 +129,19 @@ class Journal:
         self.dropped: dict[str, int] = {}
         self.degraded = ""
         self.wanted = threading.Event()
-        self._append_lock = threading.Lock()
+        # Reentrant, for a signal handler that logs while its thread is in the middle of an append: it is refused
+        # (`_enter`), where a plain lock would wait for ever.
+        self._append_lock = threading.RLock()
+        self._appending = False
+        self._ended = False
         self._segments: deque[Segment] = deque()
         self._spares: deque[Segment] = deque()
         self._recycle: deque[Segment] = deque()
         self._size = SEGMENT_BYTES_MIN
-        self._created = 0
+        self._opened = 0
+        self._file_numbers = count()
+        self._gaps: deque[tuple[int, int]] = deque()  # first seq and seq behind, of what was dropped
+        self._retry_at = 0.0
         self._provided_at = time.monotonic()
         self._ring_bytes = 0
         self._read_segment = 0  # number of the segment that is read next
@@ -129,61 +158,87 @@ class Journal:
 
         Raises:
             struct.error, TypeError, ValueError: a value is no number; nothing was appended.
+            RuntimeError: called by a signal handler in the middle of an append; nothing was appended.
         """
         with self._append_lock:
-            segment = self._current
-            start = segment.tail
-            stop = start + layout.stride
-            if stop > segment.size:
-                rolled = self._roll(layout.length)
-                if rolled is None:
-                    return False
-                segment = rolled
+            if self._appending:
+                raise RuntimeError(_REENTERED)
+            self._appending = True
+            try:
+                segment = self._current
                 start = segment.tail
                 stop = start + layout.stride
-            seq = self.seq
-            view = segment.view
-            SCALARS_HEADER.pack_into(
-                *(view, start + 8, 0x98, 0xCD, 1, 0xCF, seq, 0xD3, t_ns, 0xD3, step, 0xCB, epoch),
-                *(0xCF, layout.id, 0xCC, layout.dtype, 0xC6, layout.nbytes),
-            )
-            try:
-                layout.pack_into(view, start + SCALARS_VALUES_OFFSET, *values)
-            except BaseException:
-                view[start:stop] = bytes(stop - start)  # what lies behind the tail must stay zero
-                raise
-            segment.words[start >> 2] = layout.length  # stored last: from here on the record exists
-            segment.tail = stop
-            segment.records += 1
-            self.seq = seq + 1
-            return True
+                if stop > segment.limit:
+                    rolled = self._roll(layout.length)
+                    if rolled is None:
+                        return False
+                    segment = rolled
+                    start = segment.tail
+                    stop = start + layout.stride
+                seq = self.seq
+                view = segment.view
+                try:
+                    SCALARS_HEADER.pack_into(
+                        *(view, start + 8, 0x98, 0xCD, 1, 0xCF, seq, 0xD3, t_ns, 0xD3, step, 0xCB, epoch),
+                        *(0xCF, layout.id, 0xCC, layout.dtype, 0xC6, layout.nbytes),
+                    )
+                    layout.pack_into(view, start + SCALARS_VALUES_OFFSET, *values)
+                except BaseException:
+                    view[start:stop] = bytes(stop - start)  # what lies behind the tail must stay zero
+                    raise
+                segment.words[start >> 2] = layout.length  # stored last: from here on the record exists
+                segment.tail = stop
+                segment.records += 1
+                self.seq = seq + 1
+                return True
+            finally:
+                self._appending = False
 
     def append(self, payload_of: Callable[[int], bytes]) -> bool:
         """Append a record whose payload `payload_of(seq)` makes.
 
         Raises:
             ValueError: the payload is larger than a segment; nothing was appended.
+            RuntimeError: called by a signal handler in the middle of an append; nothing was appended.
         """
         with self._append_lock:
-            payload = payload_of(self.seq)
-            length = len(payload)
-            if length > RECORD_BYTES_MAX:
-                raise ValueError(f"{length} bytes do not fit a record of at most {RECORD_BYTES_MAX}")
-            segment: Segment | None = self._current
-            if segment.tail + aligned(RECORD_PREFIX.size + length) > segment.size:
-                segment = self._roll(length)
-                if segment is None:
-                    return False
-            start = segment.tail
-            segment.view[start + RECORD_PREFIX.size : start + RECORD_PREFIX.size + length] = payload
-            segment.words[start >> 2] = length
-            segment.tail = start + aligned(RECORD_PREFIX.size + length)
-            segment.records += 1
-            self.seq += 1
-            return True
+            if self._appending:
+                raise RuntimeError(_REENTERED)
+            self._appending = True
+            try:
+                return self._append_payload(payload_of(self.seq))
+            finally:
+                self._appending = False
+
+    def end(self) -> int:
+        """Take no more records; returns how many there are."""
+        with self._append_lock:
+            self._ended = True
+            self._current.limit = 0
+            return self.seq
+
+    def _append_payload(self, payload: bytes) -> bool:
+        length = len(payload)
+        if length > RECORD_BYTES_MAX:
+            raise ValueError(f"{length} bytes do not fit a record of at most {RECORD_BYTES_MAX}")
+        stride = aligned(RECORD_PREFIX.size + length)
+        segment: Segment | None = self._current
+        if segment.tail + stride > segment.limit:
+            segment = self._roll(length)
+            if segment is None:
+                return False
+        start = segment.tail
+        segment.view[start + RECORD_PREFIX.size : start + RECORD_PREFIX.size + length] = payload
+        segment.words[start >> 2] = length
+        segment.tail = start + stride
+        segment.records += 1
+        self.seq += 1
+        return True
 
     def _roll(self, length: int) -> Segment | None:
         """Go on to the next segment; without one, count the record as dropped."""
+        if self._ended:
+            return None
         needed = segment_size_for(length)
         self._size = max(self._size, needed)
         with contextlib.suppress(IndexError):
@@ -204,23 +259,31 @@ class Journal:
         size = max(SEGMENT_BYTES_MIN, needed)
         if self._ring_bytes + size <= RING_BYTES_MAX:
             self._ring_bytes += size
-            self._created += 1
-            segment = create_memory_segment(self._created - 1, size)
+            segment = create_memory_segment(size)
             self._open(segment)
             return segment
-        reason = self.degraded or "records came faster than segments could be made"
-        self.dropped[reason] = self.dropped.get(reason, 0) + 1
-        self.seq += 1
+        self._drop(self.degraded or "records came faster than segments could be made")
         return None
+
+    def _drop(self, reason: str) -> None:
+        """Count a record as lost. What follows goes into another segment: the records of one have no gap."""
+        self._current.limit = 0
+        self.dropped[reason] = self.dropped.get(reason, 0) + 1
+        if self._gaps and self._gaps[-1][1] == self.seq:
+            self._gaps[-1] = (self._gaps[-1][0], self.seq + 1)
+        else:
+            self._gaps.append((self.seq, self.seq + 1))
+        self.seq += 1
 
     def _open(self, segment: Segment) -> None:
         identity = self.identity
         segment.open(
             SegmentHeader(
-                *(identity.rank, identity.attempt, segment.number, self.seq),
+                *(identity.rank, identity.attempt, self._opened, self.seq),
                 *(identity.run, identity.stream, identity.boot),
             )
         )
+        self._opened += 1
         self._segments.append(segment)
         self._current = segment
 
@@ -230,17 +293,21 @@ class Journal:
         """Keep a spare segment ready; on disk where one can be had, else in memory up to a bound."""
         while self._recycle:
             self._retire(self._recycle.popleft())
-        self._spill()
-        if self.folder is None or len(self._spares) >= (2 if self._size >= SEGMENT_BYTES_MAX else 1):
-            return
         now = time.monotonic()
-        if self._created > 1 and now - self._provided_at < _SOON_SECONDS:
+        if self.folder is None or now < self._retry_at:
+            return
+        self._spill()
+        if len(self._spares) >= (2 if self._size >= SEGMENT_BYTES_MAX else 1):
+            return
+        is_busy = self._opened > 1 and now - self._provided_at < _SOON_SECONDS
+        if is_busy or len(self._segments) >= _SMALL_SEGMENTS_MAX:
             self._size = min(self._size * 4, SEGMENT_BYTES_MAX)
         self._provided_at = now
         try:
+            self._claim(self.folder)
             self._spares.append(self._create_file(self.folder, self._size))
         except OSError as error:
-            self.degraded = f"the journal folder {self.folder} takes no more: {error.strerror or error}"
+            self._degrade(f"the journal folder {self.folder} takes no more: {error.strerror or error}")
         else:
             self.degraded = ""
 
@@ -264,6 +331,20 @@ class Journal:
                 first = self._read_seq
                 self._read_offset, self._read_seq = stop, first + records
                 yield Shipment(first, records, segment, start, stop)
+        lost = self._take_last_gap()
+        if lost:
+            yield Shipment(self._read_seq - lost, lost, None, reason=self._reason())
+
+    def _take_last_gap(self) -> int:
+        """Records dropped since the last one that was read: said once all that was kept is stored, for then there is
+        room again, and no more of them will follow."""
+        with self._append_lock:
+            current = self._current
+            is_read = self._read_segment == current.number and self._read_offset == current.tail
+            if self._read_seq == self.seq or len(self._segments) > 1 or not is_read:
+                return 0
+            lost, self._read_seq = self.seq - self._read_seq, self.seq
+            return lost
 
     def release_below(self, watermark: int) -> None:
         """Forget the segments whose records are all below the watermark, and keep one of them for reuse."""
@@ -273,6 +354,9 @@ class Journal:
                 break
             self._segments.popleft()
             self._retire(segment)
+        with self._append_lock:
+            while self._gaps and self._gaps[0][1] <= watermark:
+                self._gaps.popleft()
 
     def pending_bytes(self) -> int:
         """Bytes of records that are not acknowledged, whole segments counted."""
@@ -283,29 +367,40 @@ class Journal:
         if self.folder is None:
             return
         for segment in list(self._segments):
-            if segment.in_memory and segment.path is None and (last or segment is not self._current):
+            if segment.in_memory and (last or segment is not self._current):
+                nbytes = segment.size
                 try:
-                    segment.spill(self.folder / _segment_name(segment.number))
+                    self._claim(self.folder)
+                    segment.spill(self._new_path(self.folder))
                 except OSError:
                     return
+                with self._append_lock:
+                    self._ring_bytes -= nbytes
 
-    def undelivered_in_memory(self) -> int:
-        """Records that would be lost if the process ended now, because no disk took them."""
-        return sum(segment.records for segment in list(self._segments) if segment.in_memory and segment.path is None)
+    def fate(self, watermark: int) -> Fate:
+        """What becomes of the records when the process ends now, and those below `watermark` are stored."""
+        dropped = sum(self.dropped.values())
+        dropped_later = sum(stop - max(first, watermark) for first, stop in list(self._gaps) if stop > watermark)
+        held = [segment for segment in list(self._segments) if segment.in_memory and segment.next_seq > watermark]
+        homeless = sum(segment.next_seq - max(segment.first_seq, watermark) for segment in held)
+        lost = {**self.dropped, **({"neither the collector nor a disk took them": homeless} if homeless else {})}
+        committed = watermark - (dropped - dropped_later)
+        return Fate(self.seq, committed, self.seq - committed - dropped - homeless, lost)
 
     def close(self, *, delivered: bool) -> None:
-        """Let go of the files: remove them when all is delivered, else leave them for `sidestep sync`."""
+        """Let go of memory and files: remove these when all is delivered, else leave them for `sidestep sync`."""
+        self.end()
         if not delivered:
             self._spill(last=True)
-        with self._append_lock:
-            for spare in (*self._spares, *self._recycle):
-                spare.release()
-            self._spares.clear()
-            self._recycle.clear()
+        for unused in (*self._spares, *self._recycle):
+            unused.release()
+        self._spares.clear()
+        self._recycle.clear()
+        for segment in self._segments:
             if delivered:
-                for segment in self._segments:
-                    segment.release()
-                self._segments.clear()
+                segment.release()
+            else:
+                segment.close()
         if self._claimed is not None:
             if delivered and self.folder is not None:
                 remove_stream_folder(self.folder)
@@ -322,11 +417,8 @@ class Journal:
                 self._ring_bytes -= segment.size
             return
         if segment.size == self._size and not self._spares and self.folder is not None:
-            with self._append_lock:
-                number = self._created
-                self._created += 1
             try:
-                segment.reuse(number, self.folder / _segment_name(number))
+                segment.reuse(self._new_path(self.folder))
             except OSError:
                 segment.release()
                 return
@@ -335,9 +427,11 @@ class Journal:
         segment.release()
 
     def _create_file(self, folder: Path, size: int) -> Segment:
-        number = self._created
-        self._created += 1
-        return create_file_segment(folder / _segment_name(number), number, size)
+        return create_file_segment(self._new_path(folder), size)
+
+    def _new_path(self, folder: Path) -> Path:
+        # Named as they are made, by either thread; the order of their records is in their headers.
+        return folder / f"{next(self._file_numbers):08d}.seg"
 
     def _create_first(self) -> Segment:
         if self.folder is not None:
@@ -345,12 +439,20 @@ class Journal:
                 self._claim(self.folder)
                 return self._create_file(self.folder, SEGMENT_BYTES_MIN)
             except OSError as error:
-                self.degraded = f"the journal folder {self.folder} cannot be written: {error.strerror or error}"
-        self._created += 1
+                self._degrade(f"the journal folder {self.folder} cannot be written: {error.strerror or error}")
         self._ring_bytes += SEGMENT_BYTES_MIN
-        return create_memory_segment(self._created - 1, SEGMENT_BYTES_MIN)
+        return create_memory_segment(SEGMENT_BYTES_MIN)
+
+    def _degrade(self, reason: str) -> None:
+        if not self.degraded:
+            logger.warning("%s; records are kept in memory, up to %d MB", reason, RING_BYTES_MAX >> 20)
+        self.degraded = reason
+        self._size = SEGMENT_BYTES_MIN
+        self._retry_at = time.monotonic() + _RETRY_SECONDS
 
     def _claim(self, folder: Path) -> None:
+        if self._claimed is not None:
+            return
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._claimed = claim(folder, patience_seconds=0.5)
 
@@ -362,16 +464,12 @@ def stream_folder(root: Path, identity: Identity) -> Path:
 
 def remove_stream_folder(folder: Path) -> None:
     """Remove a stream's folder and, when it was the last, its run's; what cannot be removed stays."""
-    for entry in (*folder.glob("*.seg"), folder / LOCK_NAME):
+    for entry in (*folder.glob("*.seg"), *folder.glob("*.tmp"), folder / LOCK_NAME):
         with contextlib.suppress(OSError):
             entry.unlink()
     for empty in (folder, folder.parent):
         with contextlib.suppress(OSError):
             empty.rmdir()
-
-
-def _segment_name(number: int) -> str:
-    return f"{number:08d}.seg"
 
 
 def _seal(segment: Segment, start: int, tail: int) -> tuple[int, int]:

@@ -22,7 +22,7 @@ from sidestep.segments import Segment, create_memory_segment, segment_size_for
 from sidestep_schemas.claims import claim
 from sidestep_schemas.errors import SegmentError
 from sidestep_schemas.segment import iter_ranges
-from sidestep_schemas.wire import KIND_LIFECYCLE, NO_EPOCH, RECORD_PREFIX, SegmentHeader
+from sidestep_schemas.wire import KIND_LIFECYCLE, NO_EPOCH, RECORD_PREFIX, SEGMENT_HEADER, SegmentHeader, aligned
 
 
 class LeftoverJournal:
@@ -38,12 +38,13 @@ class LeftoverJournal:
 
     Raises:
         BlockingIOError: the process lives, or another reader has it.
-        SegmentError: nothing in the folder can be read.
+        SegmentError: nothing in the folder can be read. Where nothing was left in it either, it is removed.
         VersionError: written by a newer version.
     """
 
     def __init__(self, folder: Path, boot: bytes) -> None:
         self.folder = folder
+        self.is_growing = False
         self.wanted = threading.Event()
         self.damaged: list[Path] = []
         self._lock = claim(folder)
@@ -53,6 +54,8 @@ class LeftoverJournal:
             os.close(self._lock)
             raise
         if not self._segments:
+            if not self.damaged:
+                remove_stream_folder(folder)
             os.close(self._lock)
             raise SegmentError(f"{folder}: no segment in it can be read")
         header = SegmentHeader.unpack(self._segments[0][0].view)
@@ -82,25 +85,34 @@ class LeftoverJournal:
         """Nothing before the end: files go when all of them are stored."""
 
     def close(self, *, delivered: bool) -> None:
-        """Let go of the stream, and remove its folder when all of it is stored."""
+        """Let go of the stream, and remove its folder when all of it is stored; what cannot be read stays."""
+        for segment, _ in self._segments:
+            if delivered:
+                segment.release()
+            else:
+                segment.close()
         if delivered and not self.damaged:
             remove_stream_folder(self.folder)
         os.close(self._lock)
 
     def _load(self, boot: bytes) -> list[tuple[Segment, list[Shipment]]]:
         loaded: list[tuple[Segment, list[Shipment]]] = []
-        for number, path in enumerate(sorted(self.folder.glob("*.seg"))):
-            with contextlib.suppress(SegmentError):
-                segment = _read_segment(path, number)
+        for path in sorted(self.folder.glob("*.seg")):
+            try:
+                segment = _read_segment(path)
                 header = SegmentHeader.unpack(segment.view)
-                segment.first_seq = header.first_seq
-                shipments: list[Shipment] = []
-                for start, stop, records in iter_ranges(segment.view, sealed_only=header.boot != boot):
-                    shipments.append(Shipment(segment.next_seq, records, segment, start, stop))
-                    segment.records += records
-                    segment.tail = stop
-                loaded.append((segment, shipments))
-        loaded.sort(key=lambda entry: entry[0].first_seq)
+            except (SegmentError, OSError):
+                if not _is_unused(path):
+                    self.damaged.append(path)
+                continue
+            segment.first_seq = header.first_seq
+            shipments: list[Shipment] = []
+            for start, stop, records in iter_ranges(segment.view, sealed_only=header.boot != boot):
+                shipments.append(Shipment(segment.next_seq, records, segment, start, stop))
+                segment.records += records
+                segment.tail = stop
+            loaded.append((segment, shipments))
+        loaded.sort(key=lambda entry: (entry[0].first_seq, entry[0].records))
         return loaded
 
     def _add_missing_end(self) -> None:
@@ -108,10 +120,10 @@ class LeftoverJournal:
         if last is not None and _ends_with_an_end(last):
             return
         payload = packed(KIND_LIFECYCLE, self.seq, time.time_ns(), -1, NO_EPOCH, "end", '{"status":"killed"}')
-        segment = create_memory_segment(len(self._segments), segment_size_for(len(payload)))
+        segment = create_memory_segment(segment_size_for(len(payload)))
         segment.first_seq, segment.records = self.seq, 1
-        segment.tail = segment.size
-        start, stop = 64, 64 + ((len(payload) + 15) & ~7)
+        start = segment.tail
+        segment.tail = stop = start + aligned(RECORD_PREFIX.size + len(payload))
         segment.view[start + 8 : start + 8 + len(payload)] = payload
         segment.words[start >> 2] = len(payload)
         self._segments.append((segment, [Shipment(segment.first_seq, 1, segment, start, stop)]))
@@ -134,13 +146,22 @@ def boot_id() -> bytes:
     return bytes(8)
 
 
-def _read_segment(path: Path, number: int) -> Segment:
+def _read_segment(path: Path) -> Segment:
     with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if size < RECORD_PREFIX.size:
-            raise SegmentError(f"{path}: empty")
-        mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    return Segment(number, size, mapping, None)
+        size = os.fstat(file.fileno()).st_size & ~7  # a file that was cut may end anywhere
+        if size < SEGMENT_HEADER.size:
+            raise SegmentError(f"{path}: shorter than a header")
+        mapping = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+    return Segment(size, mapping, path)
+
+
+def _is_unused(path: Path) -> bool:
+    """Whether a file was made as a spare and never put to use: the disk gave its blocks, and nothing was written."""
+    try:
+        with path.open("rb") as file:
+            return not any(file.read(SEGMENT_HEADER.size))
+    except OSError:
+        return False
 
 
 def _ends_with_an_end(shipment: Shipment) -> bool:
@@ -149,7 +170,7 @@ def _ends_with_an_end(shipment: Shipment) -> bool:
         return False
     *_, last = iter_ranges(segment.view[: shipment.stop], start=shipment.start, limit=1)
     length, _ = RECORD_PREFIX.unpack_from(segment.view, last.start)
-    with contextlib.suppress(ValueError, TypeError, msgpack.UnpackException):
+    with contextlib.suppress(ValueError, TypeError, LookupError, msgpack.UnpackException):
         fields = msgpack.unpackb(segment.view[last.start + 8 : last.start + 8 + length], max_array_len=64)
         return fields[0] == KIND_LIFECYCLE and fields[5] == "end"
     return False

@@ -59,6 +59,7 @@ class Source(Protocol):
     """What a `Pusher` ships: the journal of this process, or one that a dead process left."""
 
     identity: Identity
+    is_growing: bool
     wanted: threading.Event
 
     @property
@@ -99,6 +100,7 @@ class Pusher:
         self._unacked: deque[Shipment] = deque()
         self._resend = 0  # index in _unacked of what is sent next; its length when nothing is to be resent
         self._boot = b""
+        self._said = ""
         self._stalled_at = time.monotonic()
         self._stall_seconds = _STALL_SECONDS[0]
         self._thread = threading.Thread(target=self._work, name="sidestep-drain", daemon=True)
@@ -186,16 +188,25 @@ class Pusher:
             self.delivery.resent += shipment.records
 
     def _take(self, ack: Ack) -> None:
-        if ack.watermark > self.journal.seq:
-            return  # nobody can have stored what was never written
-        if ack.message and ack.message != self.delivery.refused:
-            self.delivery.refused = ack.message
-            logger.warning("the collector refuses this run: %s", ack.message)
+        if ack.watermark > self.journal.seq and self.journal.is_growing:
+            return  # nobody can have stored what was never written; of what is read back, a dead disk may have lost it
+        if ack.message:
+            self._note_refusal(ack.message)
+        elif ack.boot != self._boot:
+            self.delivery.refused = ""  # another collector: it may take what the last one did not
         if ack.watermark > self.delivery.committed:
-            self._forget(ack.watermark)
+            self._forget(min(ack.watermark, self.journal.seq))
         if ack.rewind or ack.boot != self._boot:
             self._boot = ack.boot
             self._rewind(ack.received)
+
+    def _note_refusal(self, message: str) -> None:
+        if message != self._said:
+            logger.warning("the collector refuses this run: %s", message)
+        self._said = message
+        with self._progress:
+            self.delivery.refused = message
+            self._progress.notify_all()
 
     def _forget(self, watermark: int) -> None:
         while self._unacked and self._unacked[0].next_seq <= watermark:
@@ -210,7 +221,7 @@ class Pusher:
 
     def _rewind(self, seq: int) -> None:
         lowest = self._unacked[0].first_seq if self._unacked else self.delivery.shipped
-        if seq < min(lowest, self.delivery.committed):
+        if seq < lowest:
             # A collector that knows less than another one has acknowledged: a new store, or an older copy of it.
             reason = "they were acknowledged by a collector whose store this one does not have"
             self._unacked.appendleft(Shipment(seq, lowest - seq, None, reason=reason))
@@ -288,7 +299,7 @@ def _decode_ack(data: bytes) -> Ack | None:
     try:
         fields = msgpack.unpackb(data, max_array_len=16, max_str_len=4096, max_bin_len=64, max_map_len=0)
         _version, boot, watermark, received, rewind, message = fields[:6]
-    except (ValueError, TypeError, msgpack.UnpackException):
+    except (ValueError, TypeError, LookupError, msgpack.UnpackException):
         return None
     whole = type(watermark) is int and type(received) is int and isinstance(boot, bytes) and isinstance(message, str)
     return Ack(boot, watermark, received, bool(rewind), message) if whole and 0 <= watermark <= received else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,4 +68,31 @@ class LoggedConfig(dict[str, Any]):
     def update(self, *args: Any, **kwargs: Any) -> None:
         """Change several entries and record them once."""
         super().update(*args, **kwargs)
+        self._record(self)
+
+    def __ior__(self, other: Any) -> Self:  # type: ignore[override]
+        self.update(other)
+        return self
+
+    def setdefault(self, key: str, default: Any = None) -> Any:
+        """The entry; where there is none, `default` from now on."""
+        if key not in self:
+            self[key] = default
+        return self[key]
+
+    def pop(self, *args: Any) -> Any:
+        """Take an entry away."""
+        value = super().pop(*args)
+        self._record(self)
+        return value
+
+    def popitem(self) -> tuple[str, Any]:
+        """Take the last entry away."""
+        item = super().popitem()
+        self._record(self)
+        return item
+
+    def clear(self) -> None:
+        """Take all entries away."""
+        super().clear()
         self._record(self)

@@ -7,11 +7,12 @@ the training loop: what cannot be recorded is counted and said once (`SIDESTEP_S
 from __future__ import annotations
 
 import json
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, cast
 
 from sidestep import snapshot
 from sidestep.complaints import Complaints
@@ -34,6 +35,8 @@ from sidestep_schemas.wire import (
     TIER_EPOCH,
     TIER_STEP,
 )
+
+logger = logging.getLogger("sidestep")
 
 #: Key sets that are remembered; a script that logs ever new names makes records of a new set each time.
 _LAYOUTS_MAX: Final = 4096
@@ -70,10 +73,11 @@ class Run:
         self._mailbox = snapshot.DeviceMailbox()
         self._complaints = Complaints(strict=settings.strict)
         self._report: DeliveryReport | None = None
-        self._finish_lock = threading.Lock()
+        self._finish_lock = threading.RLock()
+        self._is_finishing = False
         self._failure: str | None = None
         self._at_finish: list[Callable[[], None]] = []
-        self._config = LoggedConfig(snapshot.jsonable(config or {}), self._log_config)
+        self._config = LoggedConfig(_initial(config), self._log_config)
 
     # --- what it is --------------------------------------------------------------------------------------
 
@@ -166,6 +170,9 @@ class Run:
             if self._counts_own_steps and epoch is None:
                 self._step += 1
             step = self._step
+        elif type(step) is not int:  # a numpy integer, or a mistake
+            self._guarded(lambda: self.log(mapping, step=int(step), split=split, epoch=epoch))
+            return
         elif self._counts_own_steps:
             self._step = step
         tier = TIER_STEP
@@ -270,6 +277,7 @@ class Run:
 
     def tensor(self, name: str, value: Any, *, step: int | None = None, split: str | None = None) -> None:
         """Record a small array or tensor with its type and shape; at most about 16 MB."""
+        step = self._step if step is None else step  # on a device it arrives later
 
         def append(host: Any) -> None:
             raw = snapshot.raw_tensor(host)
@@ -315,8 +323,15 @@ class Run:
             What became of each record. The same report when called again.
         """
         with self._finish_lock:
-            if self._report is None:
+            if self._report is not None:
+                return self._report
+            if self._is_finishing:  # a signal handler interrupted it
+                return DeliveryReport(0, 0, 0, 0)
+            self._is_finishing = True
+            try:
                 self._report = self._finish(status, timeout)
+            finally:
+                self._is_finishing = False
             return self._report
 
     def __enter__(self) -> Self:
@@ -325,7 +340,7 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None:
+        if error is not None and not (isinstance(error, SystemExit) and not error.code):
             self.note_failure(error)
         self.finish()
 
@@ -354,14 +369,14 @@ class Run:
 
     # --- inside ------------------------------------------------------------------------------------------
 
-    def _log_carefully(self, mapping: Any, step: int, epoch: float, tier: str, split: str | None) -> None:  # noqa: PLR0917 - as in `log`
+    def _log_carefully(self, mapping: Any, step: int, epoch: float, tier: str, split: str | None) -> None:
         if not isinstance(mapping, Mapping):
             raise UsageError(f"log() takes a mapping of names to numbers, not {type(mapping).__name__}")
         at = (time.time_ns(), int(step), float(epoch))
         plain: dict[str, float] = {}
         device: dict[str, Any] = {}
         for name, value in mapping.items():
-            if not isinstance(name, str) or not name or len(_tag(name, split).encode("utf-8", "replace")) > _NAME_BYTES_MAX:
+            if not _is_name(name, split):
                 what = f"{name!r:.80} is no name: names are text of 1 to {_NAME_BYTES_MAX} bytes; its value is left out"
                 self._complaints.add("name", repr(name)[:80], what)
             elif snapshot.is_on_device(value) and value.numel() == 1:
@@ -433,20 +448,30 @@ class Run:
         self._append_item(KIND_LIFECYCLE, step, event, json.dumps(snapshot.jsonable(details), allow_nan=False))
 
     def _log_config(self, config: Mapping[str, Any]) -> None:
-        text = json.dumps(snapshot.jsonable(config), allow_nan=False)
-        self._guarded(lambda: self._append_item(KIND_TEXT, None, "config", "config", text))
+        def append() -> None:
+            text = json.dumps(snapshot.jsonable(config), allow_nan=False)
+            self._append_item(KIND_TEXT, None, "config", "config", text)
+
+        self._guarded(append)
 
     def _begin_epoch(self, epoch: float) -> None:
-        if self._epoch == self._epoch:  # not NaN: one is open
-            self._end_epoch(self._epoch)
-        self._epoch = float(epoch)
-        self._guarded(lambda: self._event("epoch_begin", {"epoch": float(epoch)}))
+        def begin() -> None:
+            number = float(epoch)
+            if self._epoch == self._epoch:  # not NaN: one is open
+                self._end_epoch(self._epoch)
+            self._epoch = number
+            self._event("epoch_begin", {"epoch": number})
+
+        self._guarded(begin)
 
     def _end_epoch(self, epoch: float) -> None:
-        if self._epoch != epoch:
-            return
-        self._guarded(lambda: self._event("epoch_end", {"epoch": float(epoch)}))
-        self._epoch = NO_EPOCH
+        def end() -> None:
+            number = float(epoch)
+            if self._epoch == number:
+                self._event("epoch_end", {"epoch": number})
+                self._epoch = NO_EPOCH
+
+        self._guarded(end)
 
     def _guarded(self, call: Callable[[], None]) -> None:
         if self._journal is None:
@@ -472,25 +497,32 @@ class Run:
         status = status or ("failed" if self._failure else "finished")
         self._guarded(lambda: self._event("end", {"status": status, "error": self._failure}))
         self._journal = None  # whatever is logged from here on is nothing
-        delivered = pusher.wait(journal.seq, timeout)
-        stopped = pusher.stop(max(0.2, timeout - (time.monotonic() - started)))
-        committed = min(pusher.delivery.committed, journal.seq)
-        if stopped:
+        delivered = pusher.wait(journal.end(), timeout)
+        if pusher.stop(max(0.2, timeout - (time.monotonic() - started))):
             journal.close(delivered=delivered)
-        reasons = dict(journal.dropped)
-        if not delivered and (homeless := journal.undelivered_in_memory()):
-            reasons["neither the collector nor a disk took them"] = homeless
-        dropped = sum(reasons.values())
-        return DeliveryReport(
-            sent=journal.seq,
-            committed=committed - min(dropped, committed),
-            pending=journal.seq - max(committed, dropped),
-            lost=dropped,
-            reasons=reasons,
+        fate = journal.fate(pusher.delivery.committed)
+        report = DeliveryReport(
+            *fate[:3],
+            lost=sum(fate.lost.values()),
+            reasons=fate.lost,
             refused=dict(self._complaints.counts),
-            journal=None if delivered else str(journal.folder),
+            journal=str(journal.folder) if fate.pending else None,
             seconds=time.monotonic() - started,
         )
+        if report.lost:
+            logger.warning("records of this run are lost: %s", report)
+        return report
+
+
+def _initial(config: Any) -> dict[str, Any]:
+    content = snapshot.jsonable({} if config is None else config)
+    if not isinstance(content, dict):
+        raise UsageError(f"config= takes a mapping of names to settings, not {type(config).__name__}")
+    return cast("dict[str, Any]", content)
+
+
+def _is_name(name: Any, split: str | None) -> bool:
+    return isinstance(name, str) and name != "" and len(_tag(name, split).encode("utf-8", "replace")) <= _NAME_BYTES_MAX
 
 
 def _tag(name: str, split: str | None) -> str:

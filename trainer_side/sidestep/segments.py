@@ -6,6 +6,7 @@ so that appending is a copy into memory and survives the death of the process. T
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 from pathlib import Path
@@ -49,18 +50,20 @@ class Segment:
     """Room for records.
 
     Attributes:
-        number: position in its stream, from 0.
+        number: position in its stream, from 0, once it is in use.
         size: bytes, header included.
+        limit: no record may end behind it: its size, or 0 once nothing more may go into it.
         tail: offset behind the last whole record. Only the training thread moves it.
         records: whole records in it.
         first_seq: seq of its first record, once it is in use.
     """
 
-    __slots__ = ("_map", "first_seq", "number", "path", "records", "size", "tail", "view", "words")
+    __slots__ = ("_map", "first_seq", "limit", "number", "path", "records", "size", "tail", "view", "words")
 
-    def __init__(self, number: int, size: int, mapping: mmap.mmap | bytearray, path: Path | None) -> None:
-        self.number = number
+    def __init__(self, size: int, mapping: mmap.mmap | bytearray, path: Path | None) -> None:
+        self.number = -1
         self.size = size
+        self.limit = size
         self.path = path
         self._map = mapping
         self.view = memoryview(mapping)
@@ -76,11 +79,11 @@ class Segment:
 
     def open(self, header: SegmentHeader) -> None:
         """Put it to use: from here on the file says whose records it holds."""
-        self.first_seq = header.first_seq
+        self.number, self.first_seq = header.number, header.first_seq
         self.view[: SEGMENT_HEADER.size] = header.pack()
 
-    def reuse(self, number: int, path: Path) -> None:
-        """Make an acknowledged segment empty again, under a new number. Keeps its disk blocks and its memory.
+    def reuse(self, path: Path) -> None:
+        """Make an acknowledged segment empty again, under a new name. Keeps its disk blocks and its memory.
 
         Raises:
             OSError: it cannot be renamed.
@@ -89,39 +92,51 @@ class Segment:
             _prefault(self.view[: self.tail])
             self.path.rename(path)
             self.path = path
-        self.number, self.tail, self.records, self.first_seq = number, SEGMENT_HEADER.size, 0, -1
+        self.limit, self.tail, self.records = self.size, SEGMENT_HEADER.size, 0
+        self.number = self.first_seq = -1
 
     @property
     def in_memory(self) -> bool:
-        """Whether its records do not survive the process, unless they were spilled."""
+        """Whether its records do not survive the process."""
         return isinstance(self._map, bytearray)
 
     def spill(self, path: Path) -> None:
-        """Copy a segment in memory to a file, so that its records survive the process.
+        """Move a segment from memory to a file, so that its records survive the process. Nothing is appended after.
 
         Raises:
-            OSError: the file cannot be written.
+            OSError: the file cannot be written; the segment is as it was.
         """
         unfinished = path.with_suffix(".tmp")
         try:
             unfinished.write_bytes(self.view[: self.tail])
+            with unfinished.open("r+b") as file:
+                mapping = mmap.mmap(file.fileno(), self.tail)
             unfinished.rename(path)
-        except OSError:
-            unfinished.unlink(missing_ok=True)
-            raise
-        self.path = path
+        except (OSError, ValueError) as error:
+            with contextlib.suppress(OSError):
+                unfinished.unlink()
+            raise OSError(str(error)) from error
+        self.close()
+        self._map, self.path, self.size, self.limit = mapping, path, self.tail, 0
+        self.view = memoryview(mapping)
+        self.words = self.view.cast("I")
 
-    def release(self) -> None:
-        """Give back its memory and remove its file."""
+    def close(self) -> None:
+        """Give back its memory; its file stays."""
         self.words.release()
         self.view.release()
         if isinstance(self._map, mmap.mmap):
             self._map.close()
+
+    def release(self) -> None:
+        """Give back its memory and remove its file; one that cannot be removed is found again by `sidestep sync`."""
+        self.close()
         if self.path is not None:
-            self.path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self.path.unlink()
 
 
-def create_file_segment(path: Path, number: int, size: int) -> Segment:
+def create_file_segment(path: Path, size: int) -> Segment:
     """A segment in a new file whose disk blocks are reserved and whose pages are in memory.
 
     Reserving matters: storing into a mapped page that has no block left on a full disk is a SIGBUS.
@@ -132,19 +147,19 @@ def create_file_segment(path: Path, number: int, size: int) -> Segment:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         _reserve(descriptor, size)
-        segment = Segment(number, size, mmap.mmap(descriptor, size), path)
+        segment = Segment(size, mmap.mmap(descriptor, size), path)
+        _prefault(segment.view)
     except (OSError, ValueError) as error:
         path.unlink(missing_ok=True)
         raise error if isinstance(error, OSError) else OSError(str(error)) from error
     finally:
         os.close(descriptor)
-    _prefault(segment.view)
     return segment
 
 
-def create_memory_segment(number: int, size: int) -> Segment:
+def create_memory_segment(size: int) -> Segment:
     """A segment in memory: survives neither the process nor the machine, but a dead disk."""
-    return Segment(number, size, bytearray(size), None)
+    return Segment(size, bytearray(size), None)
 
 
 def segment_size_for(nbytes: int) -> int:
