@@ -2,7 +2,7 @@
 
 import json
 
-from support.place import ended, free_ports, said, tell, tensorboard_points, until
+from support.place import ended, free_ports, said, tell, tensorboard_points
 
 COUNTS = """
 import sys, sidestep
@@ -128,7 +128,7 @@ def test_what_is_bigger_than_a_range_arrives_as_it_was(place):
 
 
 def test_flush_waits_for_the_store_and_what_it_waited_for_is_there(place):
-    place.up()
+    place.up("--flush-seconds", "0.1")
     process = place.script(
         """
         import sys, sidestep
@@ -152,7 +152,6 @@ def test_two_projects_may_use_the_same_id(place):
     place.up()
     for project in ("one", "two"):
         place.train(f"import sidestep; sidestep.init('{project}', id='x').log({{'p': {len(project)}}})")
-    until(lambda: place.rows("select * from runs where state = 'finished' having count(*) = 2") or True)
     found = place.rows("select project, state from runs order by project")
     assert found == [("one", "finished"), ("two", "finished")]
     assert (place.root / "runs/one/x").is_dir()

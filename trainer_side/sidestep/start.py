@@ -6,12 +6,14 @@ import atexit
 import contextlib
 import os
 import platform
+import re
 import secrets
 import socket
 import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import sidestep
@@ -109,10 +111,11 @@ def active_run() -> Run | None:
 
 
 def _start(settings: RunConfig, config: Mapping[str, Any] | None) -> Run:
-    identity = Identity(settings.uid, settings.rank, settings.attempt, secrets.token_bytes(8), boot_id())
     near, local = journal_roots(settings.dir)
     _make_folder(settings)
     root = local if is_network_folder(settings.dir) else near
+    attempt = _next_attempt(settings, root)
+    identity = Identity(settings.uid, settings.rank, attempt, secrets.token_bytes(8), boot_id())
     journal = Journal(stream_folder(root, identity), identity)
     address = None if settings.mode == "offline" else settings.collector or launch.ensure(settings.dir)
     pusher = Pusher(journal, address)
@@ -138,6 +141,24 @@ def _start(settings: RunConfig, config: Mapping[str, Any] | None) -> Run:
     )
     pusher.start()
     return run
+
+
+def _next_attempt(settings: RunConfig, root: Path) -> int:
+    """The number to propose: one more than any start of this rank that left a trace here.
+
+    The collector settles it. But what a killed start left in its journal may reach the collector after this one
+    has begun, and must not be taken for the later of the two.
+    """
+    rank = f"_rank_{settings.rank}" if settings.rank else ""
+    traces = (
+        (root / settings.uid.hex(), rf"r{settings.rank}-a(\d+)-.*"),
+        (run_dir(settings.dir, settings.project, settings.id) / "tensorboard", rf"attempt_(\d+){rank}"),
+    )
+    known = [settings.attempt - 1]
+    for folder, pattern in traces:
+        with contextlib.suppress(OSError):
+            known += [int(match[1]) for path in folder.iterdir() if (match := re.fullmatch(pattern, path.name))]
+    return max(known) + 1
 
 
 def _make_folder(settings: RunConfig) -> None:

@@ -1,0 +1,120 @@
+"""The collector is killed again and again under load: every record is stored once, and every file says the same."""
+
+import os
+import random
+import signal
+import sys
+
+import numpy as np
+import pytest
+from support.place import ended, said, tell, tensorboard_points, until
+
+from sidestep import launch
+
+RECORDS = 1500
+EPOCHS = 3
+KILLS = 5
+
+#: About 500 records a second; after each sixth it waits until it is told to go on, so that the load outlasts the kills.
+LOADS = f"""
+import sys, time, sidestep
+name = sys.argv[1]
+run = sidestep.init(id=name)
+step = 0
+for epoch in run.epoch(range({EPOCHS})):
+    for _ in range({RECORDS // EPOCHS}):
+        if step % {RECORDS // (KILLS + 1)} == 0:
+            sys.stdin.readline()
+        run.log({{"loss": 1 / (1 + step), "acc": step / {RECORDS}, "nan": float("nan") if step % 7 == 0 else step}})
+        if step % 10 == 0:
+            run.histogram("weights", counts=[step, 1], edges=[0, 1, 2])
+        step += 1
+        time.sleep(0.002)
+report = run.finish(timeout=0.5)
+assert report.lost == 0, report
+"""
+
+
+def test_a_collector_that_is_killed_five_times_stores_every_record_once(place):
+    chance = random.Random(5)
+    runs = ["one", "two"]
+    place.up("--flush-seconds", "0.1")
+    processes = [place.script(LOADS, name) for name in runs]
+    for _ in range(KILLS):
+        for process in processes:
+            tell(process)
+        goal = chance.randint(1, 2 * RECORDS // (KILLS + 1) - 50)  # records of this part, behind which it is killed
+        until(lambda goal=goal: place.counters()["records"] >= goal)
+        place.kill_collector()
+        place.up("--flush-seconds", "0.1")
+    for process in processes:
+        tell(process)
+    for process in processes:
+        ended(process)
+    until(lambda: not place.journals())
+    place.down()
+    for name in runs:
+        check(place, name)
+
+
+def check(place, name):
+    place.check_whole(name, key_sets=1)
+    loss = [1 / (1 + step) for step in range(RECORDS)]
+    assert place.values(name, "train/loss") == list(enumerate(loss))
+    odd = [float("nan") if step % 7 == 0 else float(step) for step in range(RECORDS)]
+    np.testing.assert_equal([value for _, value in place.values(name, "train/nan")], odd)
+    histograms = place.rows("select step, counts from histograms where run = ? order by step", name)
+    assert histograms == [(step, [float(step), 1.0]) for step in range(0, RECORDS, 10)]
+    size = RECORDS // EPOCHS
+    for epoch in range(EPOCHS):
+        part = slice(epoch * size, (epoch + 1) * size)
+        statistics = place.document(name, epoch)["metrics"]
+        assert statistics["train/loss"]["n"] == size
+        assert statistics["train/loss"]["mean"] == pytest.approx(np.mean(loss[part]), rel=1e-12)
+        assert statistics["train/loss"]["std"] == pytest.approx(np.std(loss[part], ddof=1), rel=1e-9)
+        assert (statistics["train/loss"]["min"], statistics["train/loss"]["max"]) == (min(loss[part]), max(loss[part]))
+        assert statistics["train/loss"]["last"] == loss[part][-1]
+        bad = sum(value != value for value in odd[part])
+        assert (statistics["train/nan"]["n"], statistics["train/nan"]["n_nonfinite"]) == (size - bad, bad)
+        stored = place.row("select n, mean from epochs where (run, metric, epoch) = (?, 'train/loss', ?)", name, epoch)
+        assert stored == (size, pytest.approx(np.mean(loss[part]), rel=1e-12))
+    shown = [(step, value) for tag, step, value in tensorboard_points(place.tensorboard(name)) if tag == "train/loss"]
+    assert shown == [(step, float(np.float32(value))) for step, value in enumerate(loss)]
+
+
+def test_training_ends_normally_when_the_collector_beside_it_is_killed(place):
+    script = place.written("""
+        import sys, sidestep
+        run = sidestep.init(id="x")
+        for step in range(10): run.log({"loss": step})
+        assert run.flush(30)
+        print("flushed", flush=True)
+        sys.stdin.readline()
+        for step in range(10, 500): run.log({"loss": step})
+        print("end", run.finish(timeout=0.2).pending > 0, flush=True)
+    """)
+    process = place.start(sys.executable, "-m", "sidestep", "run", "--", sys.executable, str(script))
+    said(process, "flushed")
+    place.kill_collector()
+    tell(process)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert "wait" in errors  # the summary says that a journal waits, and how it is delivered
+    assert place.stored("x") < 503
+    place.up()
+    until(lambda: place.stored("x") == 503)
+    place.check_whole("x", key_sets=1)
+    assert place.values("x", "train/loss") == [(step, float(step)) for step in range(500)]
+
+
+def test_a_collector_that_is_killed_while_it_starts_leaves_a_folder_that_another_can_take(place):
+    place.up()
+    place.train("import sidestep; sidestep.init(id='x').log({'a': 1})")
+    place.down()
+    for _ in range(3):
+        process = place.start(sys.executable, "-m", "sidestep_collector")
+        until(lambda: launch.is_locked(place.root))
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    place.up()
+    assert place.values("x", "train/a") == [(0, 1.0)]
