@@ -109,9 +109,9 @@ def status(pipeline: Pipeline) -> dict[str, Any]:
             for state in pipeline.registry.states()
         ],
         "counters": pipeline.counters.as_dict(),
-        "commit": pipeline.commit_times.as_dict(),
+        "commit": pipeline.committer.times.as_dict(),
         "pending_bytes": pipeline.pending_bytes(),
-        "failing": pipeline.failing,
+        "failing": pipeline.committer.failing,
     }
 
 
