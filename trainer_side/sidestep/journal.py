@@ -423,6 +423,7 @@ class Journal:
                 segment.release()
                 return
             self._spares.append(segment)
+            self.degraded = ""
             return
         segment.release()
 

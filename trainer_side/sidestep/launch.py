@@ -141,6 +141,7 @@ def _start_one(root: Path) -> None:
     claim = os.open(root / "collector.starting", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        start(root, "--idle-exit", str(IDLE_SECONDS), keeps=(claim,))
+        # Nobody waits for it: without a return code, forgetting the object is a ResourceWarning.
+        start(root, "--idle-exit", str(IDLE_SECONDS), keeps=(claim,)).returncode = 0
     finally:
         os.close(claim)
