@@ -74,7 +74,7 @@ def check(place, name):
         assert statistics["train/loss"]["std"] == pytest.approx(np.std(loss[part], ddof=1), rel=1e-9)
         assert (statistics["train/loss"]["min"], statistics["train/loss"]["max"]) == (min(loss[part]), max(loss[part]))
         assert statistics["train/loss"]["last"] == loss[part][-1]
-        bad = sum(value != value for value in odd[part])
+        bad = int(np.isnan(odd[part]).sum())
         assert (statistics["train/nan"]["n"], statistics["train/nan"]["n_nonfinite"]) == (size - bad, bad)
         stored = place.row("select n, mean from epochs where (run, metric, epoch) = (?, 'train/loss', ?)", name, epoch)
         assert stored == (size, pytest.approx(np.mean(loss[part]), rel=1e-12))
