@@ -50,6 +50,8 @@ def sync(
         except BlockingIOError:
             continue
         except (SegmentError, VersionError, OSError) as error:
+            if not folder.exists():
+                continue  # nothing was left in it
             report.damaged += 1
             reasons.append(f"{folder}: {error}")
     total = sum(journal.seq - journal.first_seq for journal in journals)
