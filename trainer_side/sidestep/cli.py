@@ -86,6 +86,7 @@ def common(command: Command) -> Command:
 @click.option("--project", default=None, help="project of the runs that COMMAND begins")
 @click.option("--name", default=None, help="name of the run")
 @click.option("--id", "run_id", default=None, help="id of the run; the same id again resumes it")
+@click.option("--no-auto", is_flag=True, help="leave scripts alone that do not call sidestep themselves")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(
     folder: str | None,
@@ -95,12 +96,19 @@ def run(
     command: tuple[str, ...],
     *,
     as_json: bool,
+    no_auto: bool,
 ) -> int:
-    """Run COMMAND with a collector beside it; ends with COMMAND's exit code."""
+    """Run COMMAND with a collector beside it; ends with COMMAND's exit code.
+
+    Python scripts that train with PyTorch are captured as they are, unless they call sidestep themselves.
+    """
+    from sidestep.auto import environment  # noqa: PLC0415 - loaded when asked for
     from sidestep.beside import run_beside  # noqa: PLC0415 - loaded when asked for
 
     names = {"SIDESTEP_PROJECT": project, "SIDESTEP_NAME": name, "SIDESTEP_RUN_ID": run_id}
-    return run_beside(data_dir(folder), command, {key: value for key, value in names.items() if value}, as_json=as_json)
+    auto = {environment.AUTO_VARIABLE: "0"} if no_auto else environment.variables(os.environ)
+    given = {key: value for key, value in names.items() if value}
+    return run_beside(data_dir(folder), command, given | auto, as_json=as_json)
 
 
 @cli.command(context_settings={"ignore_unknown_options": True})
@@ -198,7 +206,9 @@ def _collector_of(root: Path, *, start: bool) -> str:
     if running is not None:
         return running.address
     if start and launch.is_installed():
-        launch.start(root, "--idle-exit", "60", "--no-take-leftovers")
+        from sidestep.beside import start_and_wait  # noqa: PLC0415 - loaded when asked for
+
+        return start_and_wait(root, "--idle-exit", "60", "--no-take-leftovers").address
     return default_address(root)
 
 

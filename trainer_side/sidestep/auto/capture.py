@@ -1,0 +1,189 @@
+"""One training of this process, captured: hooks at torch's import, a run at the first step, what is seen into it.
+
+A script that begins a run of its own before its first step is left to itself: its run knows better what it wants.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from sidestep import start
+from sidestep.auto import naming, owners, report
+from sidestep.auto.clipping import Clipping
+from sidestep.auto.loaders import Loaders, Pass
+from sidestep.auto.losses import Losses
+from sidestep.auto.patching import FAULTS_MAX, Faults, hide_wrappers
+from sidestep.auto.predictions import Predictions
+from sidestep.auto.saving import Saving
+from sidestep.auto.scaling import Scaling
+from sidestep.run import Run
+from sidestep.watch import watch
+
+
+class Capture:
+    """The capture of a process.
+
+    Args:
+        parsed: what the script's argument parsers gave, and will give.
+
+    Attributes:
+        is_on: whether anything is looked at.
+        run: the run, from the first step on.
+        steps: optimizer steps seen, of all optimizers.
+    """
+
+    def __init__(self, parsed: Sequence[Any]) -> None:
+        self.is_on = True
+        self.run: Run | None = None
+        self.steps = 0
+        self._parsed = parsed
+        self._every = naming.every()
+        self._numbers: dict[Optimizer, int] = {}
+        self._roots: list[nn.Module] = []
+        faults = self.faults = Faults()
+        self._losses = Losses(faults, self._is_on)
+        self._loaders = Loaders(faults, self._is_on, self._end_pass)
+        self._predictions = Predictions(faults, self._is_on, self._is_sampled, self._is_training, self._loaders)
+        self._clipping = Clipping(faults, self._is_on)
+        self._scaling = Scaling(faults, self._live_run, lambda: self.steps, self._drop)
+        self._saving = Saving(faults, self._live_run)
+
+    def install(self) -> None:
+        """See torch's functions, and every optimizer's steps."""
+        for part in (
+            self._losses, self._loaders, self._predictions, self._clipping, self._scaling, self._saving,
+        ):  # fmt: skip
+            part.install()
+        register_optimizer_step_pre_hook(self._before_step)
+        register_optimizer_step_post_hook(self._after_step)
+        os.register_at_fork(after_in_child=self._after_fork)
+        hide_wrappers()
+
+    def turn_off(self) -> None:
+        """Look at nothing any more."""
+        self.is_on = False
+        self.run = None
+        self._numbers.clear()
+        self._roots.clear()
+
+    def _is_on(self) -> bool:
+        return self.is_on
+
+    def _live_run(self) -> Run | None:
+        return self.run
+
+    def _is_sampled(self) -> bool:
+        return self.run is None or (self.run.step + 1) % self._every == 0
+
+    def _is_training(self) -> bool:
+        return any(root.training for root in self._roots)
+
+    def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not self.is_on:
+            return
+        if self.faults.count > FAULTS_MAX or (self.run is not None and not self.run.is_live):
+            self.turn_off()
+            return
+        has_closure = kwargs.get("closure") is not None or (len(args) > 1 and args[1] is not None)
+        if self.run is None:
+            self.faults.guard(self._try_to_begin, optimizer, has_closure)
+        if self.run is not None:
+            self.faults.guard(self._begin_step, self.run, optimizer, has_closure)
+
+    def _after_step(self, optimizer: Optimizer, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
+        self.steps += 1
+        if self.is_on and self.run is not None:
+            self.faults.guard(self._end_step, self.run, optimizer)
+
+    def _try_to_begin(self, optimizer: Optimizer, has_closure: bool) -> None:
+        if not has_closure and not owners.has_gradient(optimizer):
+            return  # no step yet: some scripts step once to please a scheduler
+        if start.active_run() is not None:
+            self.turn_off()
+            return
+        try:
+            self._begin(optimizer)
+        except BaseException:
+            self.turn_off()
+            raise
+
+    def _begin(self, optimizer: Optimizer) -> None:
+        optimizers = owners.find_optimizers(optimizer)
+        found = owners.find_owners(optimizers)
+        model = owners.as_model(found, optimizers)
+        named = naming.init_arguments(self._parsed)
+        run = watch(model, optimizers, every=self._every, **named)
+        if run.is_off:
+            self.turn_off()
+            return
+        self.faults.complain = run.complain
+        self.run = run
+        self._numbers = {one: number for number, one in enumerate(optimizers)}
+        self._roots = [owner.module for owner in found]
+        run.at_finish(self._end)
+        self._clipping.begin()
+        lines = [
+            ("run", report.run_line(run)),
+            ("model", report.model_line(found, optimizers)),
+            ("optimizer", report.optimizer_line(optimizers)),
+            ("data", report.loader_line(self._loaders.last)),
+            ("loss", self._predictions.function or "what backward() is called on"),
+            ("config", report.config_line(list(named.get("config", ())))),
+            ("captured", report.captured_line(self._every)),
+        ]
+        self.faults.guard(report.say, run, lines)
+
+    def _begin_step(self, run: Run, optimizer: Optimizer, has_closure: bool) -> None:
+        # First the validation, which belongs to the epoch that has ended.
+        self._predictions.end_validation(run)
+        if self._numbers.get(optimizer) == 0:
+            self._loaders.begin_step(run)
+        self._losses.begin_step(has_closure=has_closure)
+
+    def _end_step(self, run: Run, optimizer: Optimizer) -> None:
+        number = self._numbers.get(optimizer)
+        if number is None:  # made since: its losses are its own
+            self._losses.drop()
+        else:
+            self._losses.end_step(run, number)
+        if number == 0:
+            self._predictions.end_step(run)
+        else:
+            self._predictions.drop()
+
+    def _drop(self) -> None:
+        self._losses.drop()
+        self._predictions.drop()
+
+    def _end_pass(self, _: Pass) -> None:
+        if self.run is not None:
+            self._predictions.end_validation(self.run)
+
+    def _end(self) -> None:
+        run = self.run
+        if run is None:
+            return
+        self._predictions.end_validation(run)
+        self._loaders.flush()
+        self._losses.flush()
+        self._scaling.flush()
+        self.turn_off()
+
+    def _after_fork(self) -> None:
+        if self.run is not None:  # the run is the parent's
+            self.turn_off()
+
+
+def install(parsed: Sequence[Any]) -> None:
+    """Capture the training of this process, when and if it comes.
+
+    Args:
+        parsed: a list into which the namespaces of the script's argument parsers come.
+    """
+    Capture(parsed).install()

@@ -1,0 +1,53 @@
+"""What a captured run is called: nothing that a user has settled in the environment is changed."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import distributed
+
+from sidestep.auto.environment import AUTO_VARIABLE, EVERY_VARIABLE
+from sidestep.config import PROJECT_VARIABLE, RUN_VARIABLE
+
+#: Steps from one measurement to the next, where nothing else is asked for.
+EVERY = 10
+
+
+def every() -> int:
+    """Steps from one measurement to the next."""
+    given = os.environ.get(EVERY_VARIABLE, "")
+    return max(1, int(given)) if given.isdecimal() else EVERY
+
+
+def init_arguments(parsed: Sequence[Any], environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
+    """Arguments of `sidestep.init` for this process.
+
+    Args:
+        parsed: what the script's argument parsers gave; the first is its configuration.
+        environ: where a project or a run id of the user's would be.
+    """
+    arguments: dict[str, Any] = {}
+    if not environ.get(PROJECT_VARIABLE):
+        arguments["project"] = script_name()
+    if parsed:
+        arguments["config"] = dict(vars(parsed[0]))
+    if "RANK" not in environ and distributed.is_available() and distributed.is_initialized():
+        arguments |= {"rank": distributed.get_rank(), "world_size": distributed.get_world_size()}
+        # Ranks that a script has spawned itself have nothing in common but the command that began it all.
+        if not environ.get(RUN_VARIABLE) and "SLURM_JOB_ID" not in environ and distributed.get_world_size() > 1:
+            arguments["id"] = f"job-{environ.get(AUTO_VARIABLE, '')}"
+    return arguments
+
+
+def script_name() -> str | None:
+    """`train` for train.py, `pkg.train` for `python -m pkg.train`; None where there is no script."""
+    main = sys.modules.get("__main__")
+    spec = getattr(main, "__spec__", None)
+    if spec is not None:
+        return str(spec.name).removesuffix(".__main__")
+    file = getattr(main, "__file__", None)
+    return Path(file).stem if isinstance(file, str) else None
