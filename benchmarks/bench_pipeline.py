@@ -123,7 +123,7 @@ def scalars(case: Case, rng: np.random.Generator, seq: int, step: int, count: in
     order = np.arange(count)
     for field, column in (("seq", seq + order), ("t_ns", BEGAN_NS + (seq + order) * 10**7), ("step", step + order)):
         at = SCALARS_OFFSETS[field]
-        rows[:, at : at + 8] = column.astype(">i8").view(np.uint8).reshape(count, 8)
+        rows[:, at : at + 8] = column.astype("<i8").view(np.uint8).reshape(count, 8)
     at = SCALARS_OFFSETS["values"]
     rows[:, at : at + nbytes] = values.view(np.uint8)
     seals = np.array([zlib.crc32(row) or 1 for row in rows[:, 8 : 8 + length]], "<u4")

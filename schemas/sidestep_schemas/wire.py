@@ -2,7 +2,7 @@
 
 A record is written once, by the training thread, into a journal segment; the same bytes travel. All
 lengths are bytes, all times nanoseconds since the Unix epoch, integers of a segment are little-endian,
-integers inside a MessagePack payload big-endian (as MessagePack has them), raw value blocks little-endian.
+integers inside a MessagePack payload big-endian (as MessagePack has them), raw blocks little-endian.
 
 Segment file: a 64-byte header (`SEGMENT_HEADER`), then records, each 8-byte aligned:
 
@@ -10,9 +10,13 @@ Segment file: a 64-byte header (`SEGMENT_HEADER`), then records, each 8-byte ali
     u32 crc32 (of the payload, 1 where that is 0; 0 = not sealed)
     payload
 
-Record payloads are MessagePack arrays that begin `[kind, seq, t_ns, step, epoch, ...]`:
+Record payloads are MessagePack arrays `[kind, ...]`. Scalars, which nearly all records are, have a fixed layout
+that one struct writes and one numpy dtype reads in place; they are `[1, block]`, the block little-endian:
 
-    1 scalars    schema_id, dtype code, values       fixed width, so one struct writes it (`SCALARS_HEADER`)
+    seq u64 | t_ns i64 | step i64 | epoch f64 | schema_id u32 | dtype code u32 | values
+
+All others begin `[kind, seq, t_ns, step, epoch, ...]`:
+
     2 schema     id, dtype code, tier, names, reductions
     3 tensor     name, dtype, shape, raw
     4 text       what ("text", "config", "tags", "notes", "summary"), name, text
@@ -63,26 +67,28 @@ DTYPE_FLOAT32: Final = 0
 DTYPE_FLOAT64: Final = 1
 DTYPE_BYTES: Final = {DTYPE_FLOAT32: 4, DTYPE_FLOAT64: 8}
 
-#: The payload of a scalars record up to its values, every field with its MessagePack tag byte. With the
-#: 8 bytes of the prefix it is 64 bytes long, so the values are aligned.
-SCALARS_HEADER: Final = struct.Struct(">BBHBQBqBqBdBQBBBI")
+#: What a scalars record begins with behind its prefix: an array of two, the kind in two bytes so that all that
+#: follows is aligned, a block of bytes whose length (big-endian u32) follows.
+SCALARS_LEAD: Final = b"\x92\xcc\x01\xc6"
+#: The payload of a scalars record up to its values: lead with length, seq, t_ns, step, epoch, schema id, dtype.
+SCALARS_FORMAT: Final = "<8sQqqdII"
+SCALARS_HEADER: Final = struct.Struct(SCALARS_FORMAT)
+#: Bytes of the block in front of its values.
+SCALARS_BLOCK_HEAD: Final = 40
 #: Where the fields of a scalars record lie, from the start of the record (prefix included).
 SCALARS_OFFSETS: Final = {
     "length": 0,
     "crc": 4,
-    "tag": 8,
-    "kind_tag": 9,
-    "kind": 10,
-    "seq": 13,
-    "t_ns": 22,
-    "step": 31,
+    "lead": 8,
+    "seq": 16,
+    "t_ns": 24,
+    "step": 32,
     "epoch": 40,
-    "schema_id": 49,
-    "dtype": 58,
-    "nbytes": 60,
-    "values": 64,
+    "schema_id": 48,
+    "dtype": 52,
+    "values": 56,
 }
-SCALARS_VALUES_OFFSET: Final = 64
+SCALARS_VALUES_OFFSET: Final = 56
 
 FRAME_RECORDS: Final = 0
 FRAME_GAP: Final = 1
@@ -153,11 +159,13 @@ def aligned(nbytes: int) -> int:
     return (nbytes + 7) & ~7
 
 
+def scalars_lead(values_nbytes: int) -> bytes:
+    """The first 8 payload bytes of a scalars record with so many bytes of values."""
+    return SCALARS_LEAD + (SCALARS_BLOCK_HEAD + values_nbytes).to_bytes(4, "big")
+
+
 def pack_scalars_header(  # noqa: PLR0917 - the fields, in their order
     seq: int, t_ns: int, step: int, epoch: float, schema_id: int, dtype: int, values_nbytes: int
 ) -> bytes:
-    """The 56 payload bytes in front of the values of a scalars record."""
-    return SCALARS_HEADER.pack(
-        *(0x98, 0xCD, KIND_SCALARS, 0xCF, seq, 0xD3, t_ns, 0xD3, step, 0xCB, epoch),
-        *(0xCF, schema_id, 0xCC, dtype, 0xC6, values_nbytes),
-    )
+    """The 48 payload bytes in front of the values of a scalars record."""
+    return SCALARS_HEADER.pack(scalars_lead(values_nbytes), seq, t_ns, step, epoch, schema_id, dtype)

@@ -6,6 +6,7 @@ import zlib
 import msgpack
 from hypothesis import given
 from hypothesis import strategies as st
+from support.records import unpacked
 
 from sidestep_schemas.segment import iter_ranges
 from sidestep_schemas.wire import (
@@ -31,11 +32,12 @@ def test_a_header_survives_its_bytes(header):
     assert SegmentHeader.unpack(header.pack()) == header
 
 
-@given(U64, I64, I64, st.floats(), U64, st.sampled_from([0, 1]), st.lists(st.floats(), max_size=50))
+@given(U64, I64, I64, st.floats(), U32, st.sampled_from([0, 1]), st.lists(st.floats(), max_size=50))
 def test_a_scalars_record_is_plain_messagepack(seq, t_ns, step, epoch, schema_id, dtype, values):
     raw = struct.pack(f"<{len(values)}d", *values)
     payload = pack_scalars_header(seq, t_ns, step, epoch, schema_id, dtype, len(raw)) + raw
-    fields = msgpack.unpackb(payload)
+    assert msgpack.unpackb(payload)[0] == KIND_SCALARS
+    fields = unpacked(payload)
     assert fields[:4] == [KIND_SCALARS, seq, t_ns, step]
     assert struct.pack(">d", fields[4]) == struct.pack(">d", epoch)
     assert fields[5:] == [schema_id, dtype, raw]

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgpack
-
 from sidestep_schemas.segment import iter_ranges
 from sidestep_schemas.wire import (
     DTYPE_BYTES,
@@ -21,6 +19,7 @@ from sidestep_schemas.wire import (
     KIND_TEXT,
     RECORD_PREFIX,
 )
+from support.records import unpacked
 
 NAMES = {
     KIND_SCALARS: "scalars",
@@ -66,9 +65,18 @@ def read_tags(folder: Path | str) -> set[str]:
     return {tag for record in read_records(folder) for tag in record.values or ()}
 
 
+def fields_of(payload: bytes) -> list[Any]:
+    """Fields of a record; those of scalars are `kind, seq, t_ns, step, epoch, key set, dtype, values`."""
+    fields = unpacked(payload)
+    if fields[0] != KIND_SCALARS or len(fields) > 2:
+        return fields
+    head = struct.Struct("<QqqdII")
+    return [KIND_SCALARS, *head.unpack_from(fields[1]), fields[1][head.size :]]
+
+
 def _read_stream(folder: Path) -> list[Record]:
     payloads = (payload for path in sorted(folder.glob("*.seg")) for payload in _payloads(path.read_bytes()))
-    ordered = sorted((msgpack.unpackb(payload) for payload in payloads), key=lambda fields: fields[1])
+    ordered = sorted((fields_of(payload) for payload in payloads), key=lambda fields: fields[1])
     key_sets: dict[int, tuple[str, list[str]]] = {}
     records: list[Record] = []
     for kind, seq, t_ns, step, epoch, *fields in ordered:

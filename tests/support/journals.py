@@ -6,11 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import msgpack
-
 from sidestep.encode import packed
 from sidestep.journal import Identity, Journal, KeySetLayout, Shipment
 from sidestep_schemas.wire import DTYPE_FLOAT64, KIND_TEXT, RECORD_PREFIX, aligned
+from support.journal_reader import fields_of
 
 IDENTITY = Identity(run=b"r" * 16, rank=3, attempt=1, stream=b"streamid", boot=b"bootboot")
 LAYOUT = KeySetLayout(0, 2, DTYPE_FLOAT64)
@@ -40,7 +39,7 @@ def payloads(shipment: Shipment) -> list[list[Any]]:
         length, seal = RECORD_PREFIX.unpack_from(view, position)
         assert length
         start = position + RECORD_PREFIX.size
-        found.append(msgpack.unpackb(bytes(view[start : start + length])))
+        found.append(fields_of(bytes(view[start : start + length])))
         position = aligned(start + length)
     assert len(found) == shipment.records
     return found

@@ -33,13 +33,14 @@ from sidestep_schemas.wire import (
     RANGE_BYTES,
     RECORD_BYTES_MAX,
     RECORD_PREFIX,
+    SCALARS_FORMAT,
     SCALARS_HEADER,
-    SCALARS_VALUES_OFFSET,
     SEGMENT_BYTES_MAX,
     SEGMENT_BYTES_MIN,
     SEGMENT_HEADER,
     SegmentHeader,
     aligned,
+    scalars_lead,
 )
 
 logger = logging.getLogger("sidestep")
@@ -50,6 +51,8 @@ _SOON_SECONDS = 1.0
 _RETRY_SECONDS = 1.0
 #: A mapped file holds a descriptor: when this many wait for a collector, what follows goes into larger ones.
 _SMALL_SEGMENTS_MAX = 8
+#: Another thread's append takes microseconds; a lock that is held longer is held by what a signal interrupted.
+_PATIENCE_SECONDS = 0.02
 _REENTERED = "a signal handler cannot log in the middle of another call that does; log after it"
 
 
@@ -67,15 +70,15 @@ class Identity:
 class KeySetLayout:
     """How the values of one key set are laid out in a scalars record: made once, used for every record."""
 
-    __slots__ = ("dtype", "id", "length", "nbytes", "pack_into", "stride")
+    __slots__ = ("dtype", "id", "lead", "length", "pack_into", "stride")
 
     def __init__(self, key_set_id: int, count: int, dtype: int) -> None:
-        values = struct.Struct(f"<{count}{'fd'[dtype]}")
+        record = struct.Struct(f"{SCALARS_FORMAT}{count}{'fd'[dtype]}")
         self.id = key_set_id
         self.dtype = dtype
-        self.nbytes = values.size
-        self.pack_into = values.pack_into
-        self.length = SCALARS_HEADER.size + values.size
+        self.lead = scalars_lead(record.size - SCALARS_HEADER.size)
+        self.pack_into = record.pack_into
+        self.length = record.size
         self.stride = aligned(RECORD_PREFIX.size + self.length)
 
 
@@ -131,8 +134,7 @@ class Journal:
         self.wanted = threading.Event()
         # Reentrant, for a signal handler that logs while its thread is in the middle of an append: it is refused
         # (`_enter`), where a plain lock would wait for ever.
-        self._append_lock = threading.RLock()
-        self._appending = False
+        self._append_lock = threading.Lock()
         self._ended = False
         self._segments: deque[Segment] = deque()
         self._spares: deque[Segment] = deque()
@@ -160,39 +162,35 @@ class Journal:
             struct.error, TypeError, ValueError: a value is no number; nothing was appended.
             RuntimeError: called by a signal handler in the middle of an append; nothing was appended.
         """
-        with self._append_lock:
-            if self._appending:
-                raise RuntimeError(_REENTERED)
-            self._appending = True
-            try:
-                segment = self._current
+        lock = self._append_lock
+        if not lock.acquire(False) and not lock.acquire(timeout=_PATIENCE_SECONDS):
+            raise RuntimeError(_REENTERED)
+        try:
+            segment = self._current
+            start = segment.tail
+            stop = start + layout.stride
+            if stop > segment.limit:
+                rolled = self._roll(layout.length)
+                if rolled is None:
+                    return False
+                segment = rolled
                 start = segment.tail
                 stop = start + layout.stride
-                if stop > segment.limit:
-                    rolled = self._roll(layout.length)
-                    if rolled is None:
-                        return False
-                    segment = rolled
-                    start = segment.tail
-                    stop = start + layout.stride
-                seq = self.seq
-                view = segment.view
-                try:
-                    SCALARS_HEADER.pack_into(
-                        *(view, start + 8, 0x98, 0xCD, 1, 0xCF, seq, 0xD3, t_ns, 0xD3, step, 0xCB, epoch),
-                        *(0xCF, layout.id, 0xCC, layout.dtype, 0xC6, layout.nbytes),
-                    )
-                    layout.pack_into(view, start + SCALARS_VALUES_OFFSET, *values)
-                except BaseException:
-                    view[start:stop] = bytes(stop - start)  # what lies behind the tail must stay zero
-                    raise
-                segment.words[start >> 2] = layout.length  # stored last: from here on the record exists
-                segment.tail = stop
-                segment.records += 1
-                self.seq = seq + 1
-                return True
-            finally:
-                self._appending = False
+            seq = self.seq
+            try:
+                layout.pack_into(
+                    *(segment.view, start + 8, layout.lead, seq, t_ns, step, epoch, layout.id, layout.dtype), *values
+                )
+            except BaseException:
+                segment.view[start:stop] = bytes(stop - start)  # what lies behind the tail must stay zero
+                raise
+            segment.words[start >> 2] = layout.length  # stored last: from here on the record exists
+            segment.tail = stop
+            segment.records += 1
+            self.seq = seq + 1
+            return True
+        finally:
+            lock.release()
 
     def append(self, payload_of: Callable[[int], bytes]) -> bool:
         """Append a record whose payload `payload_of(seq)` makes.
@@ -201,21 +199,23 @@ class Journal:
             ValueError: the payload is larger than a segment; nothing was appended.
             RuntimeError: called by a signal handler in the middle of an append; nothing was appended.
         """
-        with self._append_lock:
-            if self._appending:
-                raise RuntimeError(_REENTERED)
-            self._appending = True
-            try:
-                return self._append_payload(payload_of(self.seq))
-            finally:
-                self._appending = False
+        if not self._append_lock.acquire(timeout=_PATIENCE_SECONDS):
+            raise RuntimeError(_REENTERED)
+        try:
+            return self._append_payload(payload_of(self.seq))
+        finally:
+            self._append_lock.release()
 
     def end(self) -> int:
         """Take no more records; returns how many there are."""
-        with self._append_lock:
+        is_free = self._append_lock.acquire(timeout=_PATIENCE_SECONDS)  # not when a signal interrupted an append
+        try:
             self._ended = True
             self._current.limit = 0
             return self.seq
+        finally:
+            if is_free:
+                self._append_lock.release()
 
     def _append_payload(self, payload: bytes) -> bool:
         length = len(payload)

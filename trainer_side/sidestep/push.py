@@ -31,6 +31,9 @@ TICK_SECONDS = 0.02
 #: What one wake-up ships at most, so that acknowledgements and segments get their turn.
 _SHIPMENTS_PER_TICK = 64
 _STALL_SECONDS = (5.0, 60.0)
+_HEARTBEAT = (2_000, 6_000)
+#: A collector that does not read for a while answers no sign of life either, and is not dead for that.
+_DATA_HEARTBEAT = (10_000, 120_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,12 +252,12 @@ class _Sockets:
         self._push.set(zmq.SNDHWM, 16)
         self._push.set(zmq.IMMEDIATE, 1)  # no peer, no message: the journal is the only buffer
         self._sub = self._context.socket(zmq.SUB)
-        for socket in (self._push, self._sub):
+        for socket, (interval_ms, timeout_ms) in ((self._push, _DATA_HEARTBEAT), (self._sub, _HEARTBEAT)):
             socket.set(zmq.LINGER, 0)
             socket.set(zmq.RECONNECT_IVL, 50)
             socket.set(zmq.RECONNECT_IVL_MAX, 2000)
-            socket.set(zmq.HEARTBEAT_IVL, 2000)
-            socket.set(zmq.HEARTBEAT_TIMEOUT, 6000)
+            socket.set(zmq.HEARTBEAT_IVL, interval_ms)
+            socket.set(zmq.HEARTBEAT_TIMEOUT, timeout_ms)
             socket.set(zmq.MAXMSGSIZE, FRAME_BYTES_MAX)
         self._sub.set(zmq.SUBSCRIBE, self._topic)
         self._push.connect(points.data)

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from sidestep_collector.blocks import Item, KeySet, ScalarBlock, Stream
-from sidestep_collector.decode.layout import PROBE, SCALARS_LEAD, Buffer, Layout
+from sidestep_collector.decode.layout import PROBE, Buffer, Layout
 from sidestep_collector.decode.walk import Body, Walk
 
 
@@ -65,16 +65,14 @@ class Decoder:
             layouts = self._layouts[stream.key] = {}
         size = len(body)
         if size >= PROBE.size:
-            length_word, lead, seq, tag_t_ns, tag_step, tag_epoch, tail = PROBE.unpack_from(body)
+            length, lead, seq, tail = PROBE.unpack_from(body)
             layout = layouts.get(tail)
             if (
                 layout is not None
                 and size == layout.stride * count
-                and length_word == layout.length_word
-                and lead == SCALARS_LEAD
+                and length == layout.length
+                and lead == layout.lead
                 and seq == first_seq
-                and tag_t_ns == tag_step == b"\xd3"
-                and tag_epoch == b"\xcb"
                 and (count == 1 or layout.uniform(body, first_seq, count))
             ):
                 if skip < count:

@@ -1,7 +1,7 @@
 """The bytes of scalars records of one key set, and their way into arrays.
 
-A key set fixes every byte of such a record except crc, seq, t_ns, step, epoch and the values: its length, its
-MessagePack tags, the id, the dtype, the size of the values. So a record is valid when its fixed bytes are
+A key set fixes every byte of such a record except crc, seq, t_ns, step, epoch and the values: its lengths, its
+MessagePack tags, the id, the dtype. So a record is valid when its fixed bytes are
 those of the key set, and a body of equal records is checked by comparing two columns of words: no field is
 parsed before it is needed.
 """
@@ -28,14 +28,12 @@ from sidestep_schemas.wire import (
 
 Buffer = bytes | memoryview
 
-#: One look at a scalars record: length (byte-swapped: it is little-endian), array tag with kind and the tag of
-#: seq, seq, the tags of t_ns, step and epoch, and the 16 bytes from the tag of the schema id to the values.
-PROBE: Final = struct.Struct(">I4x5sQc8xc8xc8x16s")
-SCALARS_LEAD: Final = b"\x98\xcd\x00\x01\xcf"
-TAIL: Final = slice(SCALARS_OFFSETS["schema_id"] - 1, SCALARS_VALUES_OFFSET)
+#: One look at a scalars record: length, lead with the length of the block, seq, and the 8 bytes that name the key set.
+PROBE: Final = struct.Struct("<I4x8sQ24x8s")
+TAIL: Final = slice(SCALARS_OFFSETS["schema_id"], SCALARS_VALUES_OFFSET)
 
 _WORDS: Final = SCALARS_VALUES_OFFSET // 8
-_FIXED: Final = (slice(0, 4), slice(8, 13), slice(21, 22), slice(30, 31), slice(39, 40), TAIL)
+_FIXED: Final = (slice(0, 4), slice(8, 16), TAIL)
 _MASK: Final = np.zeros(SCALARS_VALUES_OFFSET, np.uint8)
 for _part in _FIXED:
     _MASK[_part] = 0xFF
@@ -49,13 +47,17 @@ class Layout:
     """What a record of scalars of one key set of a stream looks like, and the records of it that wait.
 
     Attributes:
-        tail: the 16 bytes in front of the values, which name the key set: the key to find a layout by.
+        tail: the 8 bytes in front of the values, which name the key set: the key to find a layout by.
+        lead: the first 8 bytes of the payload.
         used: bytes of a record without padding.
         stride: bytes from a record to the next.
         chunks: byte ranges of whole records, in the order of their seq.
     """
 
-    __slots__ = ("_dtype", "_fixed", "chunks", "key_set", "length_word", "nbytes", "stream", "stride", "tail", "used")
+    __slots__ = (
+        *("_dtype", "_fixed", "chunks", "key_set", "lead", "length", "nbytes", "stream", "stride"),
+        *("tail", "used"),
+    )
 
     def __init__(self, stream: Stream, key_set: KeySet) -> None:
         values_nbytes = len(key_set.names) * DTYPE_BYTES[key_set.dtype]
@@ -65,7 +67,8 @@ class Layout:
         self.stream = stream
         self.key_set = key_set
         self.tail = template[TAIL]
-        self.length_word: int = PROBE.unpack(template)[0]
+        self.length = length
+        self.lead = payload[:8]
         self.used = RECORD_PREFIX.size + length
         self.stride = aligned(self.used)
         self.chunks: list[Buffer] = []
@@ -75,7 +78,7 @@ class Layout:
         self._dtype = np.dtype(
             {
                 "names": ["seq", "t_ns", "step", "epoch", "values"],
-                "formats": [">i8", ">i8", ">i8", ">f8", (value, (len(key_set.names),))],
+                "formats": ["<i8", "<i8", "<i8", "<f8", (value, (len(key_set.names),))],
                 "offsets": [SCALARS_OFFSETS[name] for name in ("seq", "t_ns", "step", "epoch", "values")],
                 "itemsize": self.stride,
             }

@@ -67,7 +67,7 @@ class _Record(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
 
 
 class _Schema(_Record, frozen=True, tag=KIND_SCHEMA):
-    id: Annotated[int, Meta(ge=0, le=2**62)]
+    id: Annotated[int, Meta(ge=0, le=2**32 - 1)]
     dtype: int
     tier: Name
     names: Annotated[tuple[Name, ...], Meta(max_length=NAMES_MAX)]

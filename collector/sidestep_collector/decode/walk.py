@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 from sidestep_collector.blocks import Item, KeySet, Stream
 from sidestep_collector.decode.errors import UnknownKeySetError
-from sidestep_collector.decode.layout import PROBE, SCALARS_LEAD, Buffer, Layout
+from sidestep_collector.decode.layout import PROBE, Buffer, Layout
 from sidestep_collector.decode.records import decode_record
 from sidestep_schemas.errors import WireError
-from sidestep_schemas.wire import KIND_SCALARS, RECORD_PREFIX, aligned
+from sidestep_schemas.wire import KIND_SCALARS, RECORD_PREFIX, SCALARS_LEAD, aligned
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ class Walk:
     def _scalars(self, start: int, following: int, length: int, seq: int) -> None:
         if RECORD_PREFIX.size + length < PROBE.size:
             raise WireError(f"scalars of {length} bytes, shorter than their header")
-        length_word, _, carried, tag_t_ns, tag_step, tag_epoch, tail = PROBE.unpack_from(self._body, start)
+        _, lead, carried, tail = PROBE.unpack_from(self._body, start)
         if carried != seq:
             raise WireError(f"carries seq {carried}")
         layout = self.new_layouts.get(tail) or self._layouts.get(tail)
@@ -104,7 +104,7 @@ class Walk:
             if seq < self._keep_from:
                 return
             raise self._no_layout(tail, seq)
-        if length_word != layout.length_word or (tag_t_ns, tag_step, tag_epoch) != (b"\xd3", b"\xd3", b"\xcb"):
+        if length != layout.length or lead != layout.lead:
             raise WireError(f"scalars that do not fit their key set of {len(layout.key_set.names)} names")
         if seq >= self._keep_from:
             self._piece(layout, start, following)
@@ -133,7 +133,7 @@ class Walk:
 
     def _no_layout(self, tail: bytes, seq: int) -> WireError:
         """Why no layout fits: the id is unknown, or known with another dtype or number of values."""
-        key_set_id = int.from_bytes(tail[1:9], "big")
+        key_set_id = int.from_bytes(tail[:4], "little")
         known = self._known(key_set_id)
         if known is not None:
             return WireError(f"scalars whose dtype or size is not that of key set {key_set_id}")

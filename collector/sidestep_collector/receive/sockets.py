@@ -20,6 +20,9 @@ from sidestep_schemas.layout import endpoints
 from sidestep_schemas.wire import ACK_TOPIC, FRAME_BYTES_MAX, LIVE_TOPIC, WIRE_VERSION
 
 _WAKE: Final = "inproc://wake"
+_HEARTBEAT: Final = (2_000, 6_000)
+#: Frames that wait unread hold up the signs of life behind them: a pause in reading must not look like death.
+_DATA_HEARTBEAT: Final = (10_000, 120_000)
 _CONTROL_BYTES_MAX: Final = 1 << 20
 
 
@@ -71,8 +74,7 @@ class Sockets:
         try:
             for socket, point in zip(sockets, points, strict=True):
                 socket.set(zmq.LINGER, 0)
-                socket.set(zmq.HEARTBEAT_IVL, 2000)
-                socket.set(zmq.HEARTBEAT_TIMEOUT, 6000)
+                _set_heartbeat(socket, *(_DATA_HEARTBEAT if socket is self._data else _HEARTBEAT))
                 socket.bind(point)
         except zmq.ZMQError as error:
             self._context.destroy(linger=0)
@@ -180,6 +182,11 @@ class Waker:
         """Close it, from the thread that used it."""
         if self._socket is not None:
             self._socket.close()
+
+
+def _set_heartbeat(socket: zmq.Socket[Any], interval_ms: int, timeout_ms: int) -> None:
+    socket.set(zmq.HEARTBEAT_IVL, interval_ms)
+    socket.set(zmq.HEARTBEAT_TIMEOUT, timeout_ms)
 
 
 def _drain(socket: zmq.Socket[Any]) -> list[bytes]:
