@@ -179,6 +179,22 @@ METRICS: Final[tuple[Metric, ...]] = (
         None,
         "max",
     ),
+    Metric(
+        "perf/host_rss_gb",
+        "host memory",
+        "GB",
+        TIER_STEP,
+        "Resident memory of the training process on the host.",
+        None,
+        "sum",
+    ),
+    Metric(
+        "perf/micro_batches_per_step",
+        "micro-batches",
+        "",
+        TIER_STEP,
+        "Forward passes of the training model for each optimizer step since the last report: above 1 where gradients are accumulated or steps are skipped.",
+    ),
     Metric("checkpoint_size_mb", "checkpoint size", "MB", TIER_EPOCH, "Bytes of a checkpoint on disk / 1e6."),
 )
 

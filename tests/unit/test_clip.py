@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -167,12 +168,20 @@ def clip_far_away(run: FarRun, probe: clipping.Clipping, calls: int = 1) -> None
     run.step += 1
     for call in range(calls):
         probe.tell(call, clipping.Told(torch.empty((), device="meta"), 2.0, is_l2=True))
-    assert probe.end_step() is not None
+    probe.end_step()
+    assert probe.watched.norm_before_clip is not None
+    assert probe.watched.norm_before_clip[0] == run.step
+
+
+def listening(run: FarRun) -> clipping.Clipping:
+    probe = clipping.Clipping()
+    probe.attach(SimpleNamespace(run=run, norm_before_clip=None))  # type: ignore[arg-type]
+    return probe
 
 
 def test_norms_on_a_device_travel_together_and_keep_their_steps() -> None:
     run = FarRun()
-    probe = clipping.Clipping(run)  # type: ignore[arg-type]
+    probe = listening(run)
     for _ in range(16):
         clip_far_away(run, probe)
     ((tensor, deliver),) = run.posted
@@ -185,7 +194,7 @@ def test_norms_on_a_device_travel_together_and_keep_their_steps() -> None:
 
 def test_norms_on_a_device_leave_at_the_end_of_their_epoch() -> None:
     run = FarRun()
-    probe = clipping.Clipping(run)  # type: ignore[arg-type]
+    probe = listening(run)
     clip_far_away(run, probe, calls=2)
     run.current_epoch = 2.0
     clip_far_away(run, probe)

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sidestep.probes import Norms, Placed, clipping, fold, gradients, optimizer, throughput, updates
+from sidestep.probes import Norms, Placed, fold, gradients, registry, updates
+from sidestep.probes.calls import Calls
 from sidestep_schemas.catalog import METRICS
 
 
@@ -27,15 +28,17 @@ def exact_norm(*tensors: Tensor) -> float:
     return math.sqrt(sum(float(tensor.to(torch.complex128).abs().square().sum()) for tensor in tensors))
 
 
-def test_every_tag_of_a_probe_is_in_the_catalogue() -> None:
-    declared = {metric.tag for metric in METRICS}
-    for probe in (gradients, updates, optimizer, throughput, clipping):
-        assert set(probe.TAGS) <= declared, probe.__name__
+@pytest.mark.parametrize("name", registry.BUILT_IN)
+def test_every_tag_of_a_probe_is_in_the_catalogue(name: str) -> None:
+    (probe,) = [probe for probe in registry.chosen([name]) if probe.name == name]
+    assert set(probe.tags) <= {metric.tag for metric in METRICS}
+    assert 0 <= probe.cost <= 4
 
 
-def test_every_probe_is_checked_for_its_tags() -> None:
+def test_every_probe_is_in_the_table() -> None:
     files = {path.stem for path in Path(gradients.__file__).parent.glob("[a-z]*.py")}
-    assert files == {"gradients", "updates", "optimizer", "throughput", "clipping"}
+    machinery = {"protocol", "registry", "cadence", "calls", "norms"}
+    assert files - machinery == {module.rpartition(".")[2] for module, _ in registry.BUILT_IN.values()}
 
 
 # --- gradients ---------------------------------------------------------------------------------------------------
@@ -216,7 +219,7 @@ def test_storage_that_is_replaced_in_a_step_is_found() -> None:
 
 
 def count(model: nn.Module, *calls: object, **named: object) -> int:
-    counter = throughput.SampleCounter()
+    counter = Calls()
     counter(model, calls, named)
     return counter.samples
 

@@ -12,17 +12,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
-from sidestep import clip, start
-from sidestep.blocks import Blocks, local
+from sidestep import start
+from sidestep.blocks import Blocks
 from sidestep.errors import UsageError
-from sidestep.probes import Norms, Placed, gradients, updates
-from sidestep.probes import optimizer as rates
-from sidestep.probes.clipping import Clipping
-from sidestep.probes.throughput import SampleCounter, Throughput
+from sidestep.probes.cadence import cadence
+from sidestep.probes.protocol import Part, Watched
+from sidestep.probes.registry import Given, chosen
 from sidestep.run import Run
+from sidestep.sampling import Sampling
 
 _watched: weakref.WeakSet[Run] = weakref.WeakSet()
 
@@ -33,6 +33,9 @@ def watch(
     *,
     every: int = 50,
     blocks: Sequence[str] | Mapping[str, str | Sequence[str]] | None = None,
+    probes: Given = None,
+    scaler: Any = None,
+    ema: Any = None,
     **init_arguments: Any,
 ) -> Run:
     """Begin a run, or take the one of this process, and have it follow a training through hooks.
@@ -49,6 +52,11 @@ def watch(
         every: steps from one measurement to the next; 1 measures all.
         blocks: prefixes of parameter names (`["encoder", "decoder.layers.0"]`), or names of blocks with their
             prefix or prefixes; default is found from the module tree: its children, lists of modules opened.
+        probes: what is measured: names of probes to when they sample (`500`, `"epoch"`, `"0.25 epoch"`,
+            `"validation"`), to their settings (`{"every": 500}`), to True, or to False to leave one out; or names
+            and probes of your own to add to those of each `watch`. docs/probes.md has them all.
+        scaler: the `torch.amp.GradScaler`, to have its scale recorded.
+        ema: the module that averages weights, or an object that has it as `module`, for the probe "ema".
         **init_arguments: those of `sidestep.init`.
 
     Returns:
@@ -61,7 +69,9 @@ def watch(
     optimizers = _optimizers(optimizer)
     if every < 1:
         raise UsageError(f"watch(every={every!r}): every how many steps is a whole number of at least 1")
-    settled = Blocks(model, blocks)
+    settled, taken = Blocks(model, blocks), chosen(probes)
+    for probe in taken:
+        cadence(every if probe.every is None else probe.every, probe.name)
     run = start.init(**init_arguments)
     if run.is_off:
         return run
@@ -69,73 +79,50 @@ def watch(
         again = "watch() was called again: the run goes on as it is; several optimizers go into one call, in a list"
         run.guard(lambda: run.complain("watch", "again", again))
         return run
-    _Watch(run, model, optimizers, every, settled)
+    watched = Watched(run, model, optimizers, settled, scaler=scaler, ema=ema)
+    _Watch(watched, settled, Sampling(watched, taken, every))
     _watched.add(run)
     return run
 
 
 class _Member:
-    """A watched optimizer: its parameters by block, and the sample that is open.
+    """A watched optimizer, and how far it is with the sample that is open.
 
     Args:
-        optimizer: the optimizer.
-        blocks: where its parameters belong.
+        part: the optimizer, as probes see it.
+        sampling: the probes.
     """
 
-    def __init__(self, optimizer: Optimizer, blocks: Blocks) -> None:
-        self.optimizer = optimizer
-        self.gradients: list[Norms] = []
-        self.changes: list[tuple[Norms, Norms]] = []
+    def __init__(self, part: Part, sampling: Sampling) -> None:
+        self.part = part
         self.is_done = False
+        self._sampling = sampling
         self._is_open = False
-        self._blocks = blocks
-        self._placed: list[Placed] = []
-        self._samples: list[updates.UpdateSample] = []
-        self._signature: list[Any] = []
         self._has_closure = False
 
     def before(self, *, has_closure: bool) -> None:
-        """Measure what must be known before the step."""
+        """Have measured what must be known before the step."""
         self._is_open = False
         self._has_closure = has_closure
-        self._settle()
+        self.part.settle()
         if not has_closure:
-            self._measure_gradients()
-        for sample in self._samples:
-            sample.take()
+            self._sampling.tell("gradients", self.part)
+        self._sampling.tell("before_step", self.part)
         self._is_open = True
 
     def after(self) -> None:
-        """Measure what is known after it; with a closure gradients come into being in the step itself."""
+        """Have measured what is known after it; with a closure gradients come into being in the step itself."""
         if not self._is_open:
             return
         self._is_open = False
         if self._has_closure:
-            self._measure_gradients()
-        self.changes = [sample.compare() for sample in self._samples]
+            self._sampling.tell("gradients", self.part)
+        self._sampling.tell("after_step", self.part)
         self.is_done = True
 
     def forget(self) -> None:
         """Be ready for another sample."""
-        self.gradients, self.changes = [], []
         self.is_done = self._is_open = False
-
-    def _measure_gradients(self) -> None:
-        # A GradScaler leaves unscaling to a fused optimizer, and hands it the scale in this attribute.
-        scale: Tensor | None = getattr(self.optimizer, "grad_scale", None)
-        self.gradients = gradients.measure(self._placed, scale)
-
-    def _settle(self) -> None:
-        """Place the parameters anew where they are others than last time: groups are added, shapes change."""
-        parameters: list[Tensor] = [entry for group in self.optimizer.param_groups for entry in group["params"]]
-        signature = [(id(entry), entry.shape, entry.dtype, entry.device, entry.requires_grad) for entry in parameters]
-        if signature == self._signature:
-            return
-        places = self._blocks.place(parameters)
-        placed = [Placed(parameter, block) for parameter, block in zip(parameters, places, strict=True)]
-        self._placed = sorted(placed, key=lambda entry: entry.block)
-        self._samples = updates.sample(self._placed)
-        self._signature = signature
 
 
 class _Watch:
@@ -146,33 +133,26 @@ class _Watch:
     all of them have.
 
     Args:
-        run: where to record.
-        model: whose calls are counted.
-        optimizers: the first counts steps.
-        every: steps between samples.
+        watched: model, optimizers and run; the first optimizer counts steps.
         blocks: of the model.
+        sampling: the probes.
     """
 
-    def __init__(self, run: Run, model: nn.Module, optimizers: Sequence[Optimizer], every: int, blocks: Blocks) -> None:
-        self._run = run
-        self._every = every
-        self._names = blocks.names
-        self._members = [_Member(optimizer, blocks) for optimizer in optimizers]
+    def __init__(self, watched: Watched, blocks: Blocks, sampling: Sampling) -> None:
+        self._run = watched.run
+        self._sampling = sampling
+        self._members = [
+            _Member(Part(number, optimizer, blocks), sampling) for number, optimizer in enumerate(watched.optimizers)
+        ]
         self._first = self._members[0]
         self._leaders = {self._first}
         self._has_begun = False
         self._open_step: int | None = None
-        self._before_clip: Tensor | None = None
-        self._clipping = Clipping(run)
-        counter = SampleCounter()
-        self._throughput = Throughput(counter, _device(model))
-        self._removers: list[Callable[[], None]] = [
-            model.register_forward_pre_hook(counter, with_kwargs=True).remove,
-            *(remove for member in self._members for remove in self._hook(member)),
-        ]
-        clip.listen(self._clipping)
-        run.count_steps_by_optimizer()
-        run.at_finish(self._remove)
+        self._expected: int | None = None
+        self._removers: list[Callable[[], None]] = [remove for member in self._members for remove in self._hook(member)]
+        self._run.count_steps_by_optimizer()
+        self._run.at_finish(self._remove)
+        self._expect()
 
     def _hook(self, member: _Member) -> list[Callable[[], None]]:
         def before(_: Optimizer, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -181,7 +161,7 @@ class _Watch:
         def after(_: Optimizer, *_call: Any) -> None:
             self._after(member)
 
-        optimizer = member.optimizer
+        optimizer = member.part.optimizer
         return [
             optimizer.register_step_pre_hook(before).remove,
             optimizer.register_step_post_hook(after).remove,
@@ -189,7 +169,8 @@ class _Watch:
 
     def _before(self, member: _Member, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         run = self._run
-        if (self._open_step is None and (run.step + 1) % self._every and self._has_begun) or run.is_off:
+        is_expected = self._expected == run.step + 1 and not self._sampling.due
+        if (self._open_step is None and is_expected and self._has_begun) or run.is_off:
             return
         run.guard(lambda: self._open(member, arguments, named))
 
@@ -200,15 +181,16 @@ class _Watch:
         if member is self._first:
             self._has_begun = True
             run.next_step()
-            run.guard(self._end_step)
+            run.guard(self._sampling.end_step)
         if self._open_step is not None:
             run.guard(lambda: self._close(member))
+        if self._open_step is None and self._expected != run.step + 1:
+            run.guard(self._expect)
         run.collect()
 
-    def _end_step(self) -> None:
-        before_clip = self._clipping.end_step()
-        if self._open_step == self._run.step:
-            self._before_clip = before_clip
+    def _expect(self) -> None:
+        self._expected = self._run.step + 1
+        self._sampling.begin(self._expected)
 
     def _open(self, member: _Member, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         following = self._run.step + 1
@@ -216,42 +198,32 @@ class _Watch:
             self._leaders.add(member)
         if member is self._first and self._open_step not in (None, following):
             self._report()  # another has not stepped this time
+        if self._open_step is None and self._expected != following:
+            self._expect()  # the run was moved on: it goes on from a checkpoint
         if member.is_done:
             return  # it steps more often than the one that counts
         if self._open_step is None:
-            if following % self._every or member not in self._leaders or _is_captured(member.optimizer):
+            if not self._sampling.due or member not in self._leaders or _is_captured(member.part.optimizer):
                 return
             self._open_step = following
-        with torch.no_grad():
-            member.before(has_closure=_has_closure(arguments, named))
+        member.before(has_closure=_has_closure(arguments, named))
 
     def _close(self, member: _Member) -> None:
-        with torch.no_grad():
-            member.after()
+        member.after()
         if all(other.is_done for other in self._members):
             self._report()
 
     def _report(self) -> None:
         step, self._open_step = self._open_step, None
-        before_clip, self._before_clip = self._before_clip, None
-        measured = [norms for member in self._members for norms in member.gradients]
-        changes = [pair for member in self._members for pair in member.changes]
         for member in self._members:
             member.forget()
-        if step is None:
-            return
-        run = self._run
-        groups = [group for member in self._members for group in member.optimizer.param_groups]
-        run.guard(lambda: rates.report(run, groups, step))
-        run.guard(lambda: gradients.report(run, self._names, measured, step, before_clip))
-        run.guard(lambda: updates.report(run, self._names, changes, step))
-        run.guard(lambda: self._throughput.report(run, step))
+        if step is not None:
+            self._sampling.report(step)
 
     def _remove(self) -> None:
         for remove in self._removers:
             remove()
-        self._run.guard(self._clipping.flush)
-        clip.listen(None)
+        self._sampling.detach()
         self._removers.clear()
         self._members.clear()
         self._leaders.clear()
@@ -267,11 +239,6 @@ def _optimizers(given: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
     if not optimizers:
         raise UsageError("watch() needs an optimizer: its steps are counted")
     return optimizers
-
-
-def _device(model: nn.Module) -> torch.device:
-    first = next(model.parameters(), None)
-    return torch.device("cpu") if first is None else local(first).device
 
 
 def _has_closure(arguments: tuple[Any, ...], named: Mapping[str, Any]) -> bool:

@@ -1,66 +1,13 @@
 """What is measured at a watched optimizer's steps: one family of quantities a file.
 
-Each file declares its tags in `TAGS`, as the catalogue has them. A probe reads parameters, gradients and
-settings; it never writes to them, draws no random number, and never waits for a device: what it computes there
-stays a tensor and is handed to `Run.record`. A probe that looks at single parameters gives `Norms`, one number a
-parameter, and `fold` makes them norms of blocks when every watched optimizer has stepped.
+`protocol` is the contract of a probe, `registry` the table of those that come with sidestep. A probe that looks at
+single parameters gives `Norms`, one number a parameter, and `fold` makes them norms of blocks when every watched
+optimizer has stepped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from itertools import groupby
-from typing import Any, Final, NamedTuple
+from sidestep.probes.norms import FUSED, Norms, Placed, by_kind, fold, foreach_norm
+from sidestep.probes.protocol import Part, Probe, Watched
 
-import torch
-from torch import Tensor
-
-#: torch, for its fused operations over lists: they have no public names, and torch's own clipping uses them so.
-FUSED: Final[Any] = torch
-
-
-class Placed(NamedTuple):
-    """A parameter and the number of its block."""
-
-    parameter: Tensor
-    block: int
-
-
-class Norms(NamedTuple):
-    """One norm a parameter: `values` has shape (len(blocks),), `blocks` rises."""
-
-    blocks: Sequence[int]
-    values: Tensor
-
-
-def fold(parts: Sequence[Norms]) -> tuple[tuple[int, ...], Tensor]:
-    """Norms of blocks from norms of their parameters: the root of the sum of their squares.
-
-    Returns:
-        Numbers of the blocks, rising, and their norms, float32 of shape (blocks,). No copy to the CPU is made.
-    """
-    home = next((part.values.device for part in parts if part.values.device.type != "cpu"), torch.device("cpu"))
-    pieces: dict[int, list[Tensor]] = {}
-    for part in parts:
-        sizes = [(block, len(list(same))) for block, same in groupby(part.blocks)]
-        split = part.values.to(home, torch.float32, non_blocking=True).split([size for _, size in sizes])
-        for (block, _), piece in zip(sizes, split, strict=True):
-            pieces.setdefault(block, []).append(piece)
-    blocks = tuple(sorted(pieces))
-    whole = [pieces[block][0] if len(pieces[block]) == 1 else torch.cat(pieces[block]) for block in blocks]
-    return blocks, torch.stack(foreach_norm(whole))
-
-
-def foreach_norm(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """L2 norm of each of some tensors of one type on one device; of half precision as float32."""
-    if tensors[0].dtype in (torch.float16, torch.bfloat16):
-        return tuple(FUSED._foreach_norm(list(tensors), 2.0, dtype=torch.float32))  # noqa: SLF001
-    return tuple(FUSED._foreach_norm(list(tensors), 2.0))  # noqa: SLF001
-
-
-def by_kind(tensors: Iterable[tuple[Tensor, int]]) -> list[list[tuple[Tensor, int]]]:
-    """Tensors and their blocks, grouped by device and type: what one fused operation can take."""
-    groups: dict[tuple[torch.device, torch.dtype], list[tuple[Tensor, int]]] = {}
-    for tensor, block in tensors:
-        groups.setdefault((tensor.device, tensor.dtype), []).append((tensor, block))
-    return list(groups.values())
+__all__ = ["FUSED", "Norms", "Part", "Placed", "Probe", "Watched", "by_kind", "fold", "foreach_norm"]

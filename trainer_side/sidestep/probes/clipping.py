@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Final, NamedTuple
+from typing import ClassVar, Final, NamedTuple
 
 import torch
 from torch import Tensor
 
-from sidestep.run import Run
+from sidestep.probes.protocol import Probe, Watched
 
 TAGS: Final = (
     "train/gradient/global_norm_before_clip",
@@ -42,32 +42,40 @@ class _Step(NamedTuple):
     told: tuple[Told, ...]
 
 
-class Clipping:
+class Clipping(Probe):
     """Collects what clipping tells between two steps of an optimizer.
 
     Several calls of a step (one for each part of a network) count as one gradient: squares of their norms add up.
-
-    Args:
-        run: where to record.
     """
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
+    name: ClassVar[str] = "clipping"
+    cost: ClassVar[int] = 0
+    tags: ClassVar[tuple[str, ...]] = TAGS
+
+    def __init__(self) -> None:
+        super().__init__()
         self._told: dict[int, Told] = {}
         self._waiting: list[_Step] = []
+
+    def attach(self, watched: Watched) -> None:
+        """Listen to `sidestep.clip_grad_norm_`."""
+        from sidestep import clip  # noqa: PLC0415 - it imports this module, for what it tells
+
+        super().attach(watched)
+        clip.listen(self)
 
     def tell(self, subject: int, told: Told) -> None:
         """Remember a call; a later one for the same parameters (the step was skipped, say) replaces it."""
         self._told[subject] = told
 
-    def end_step(self) -> Tensor | None:
-        """Record the step that ends; returns its L2 norm before clipping, where that is known."""
+    def end_step(self) -> None:
+        """Record the step that ends, and tell other probes its norm before clipping, where that is known."""
         if not self._told:
             self._flush_old_epoch()
-            return None
+            return
         told = tuple(self._told.values())
         self._told.clear()
-        step = _Step(self._run.step, self._run.current_epoch, time.time_ns(), told)
+        step = _Step(self.run.step, self.run.current_epoch, time.time_ns(), told)
         if all(call.norm.device.type == "cpu" for call in told):
             self._record(step, [call.norm.item() for call in told])
         else:
@@ -75,9 +83,15 @@ class Clipping:
             self._waiting.append(step)
             if len(self._waiting) >= _STEPS_TOGETHER:
                 self.flush()
-        if not all(call.is_l2 for call in told):
-            return None
-        return told[0].norm if len(told) == 1 else torch.linalg.vector_norm(torch.stack([call.norm for call in told]))
+        if all(call.is_l2 for call in told):
+            self.watched.norm_before_clip = (step.step, _whole([call.norm for call in told]))
+
+    def detach(self) -> None:
+        """Send the last, and listen no longer."""
+        from sidestep import clip  # noqa: PLC0415 - it imports this module, for what it tells
+
+        clip.listen(None)
+        self.flush()
 
     def flush(self) -> None:
         """Send what waits on a device on its way."""
@@ -93,10 +107,10 @@ class Clipping:
             for step in steps:
                 self._record(step, [next(values) for _ in step.told])
 
-        self._run.receive(stacked, deliver)
+        self.run.receive(stacked, deliver)
 
     def _flush_old_epoch(self) -> None:
-        if self._waiting and self._waiting[-1].epoch != self._run.current_epoch:
+        if self._waiting and self._waiting[-1].epoch != self.run.current_epoch:
             self.flush()
 
     def _record(self, step: _Step, norms: list[float]) -> None:
@@ -106,4 +120,8 @@ class Clipping:
             limits = (call.limit for call in told)
             after = [norm * min(1.0, limit / (norm + _EPSILON)) for norm, limit in zip(norms, limits, strict=True)]
             names, values = TAGS, (math.hypot(*norms), math.hypot(*after), *values)
-        self._run.record(names, values, step=step.step, epoch=step.epoch, t_ns=step.t_ns)
+        self.run.record(names, values, step=step.step, epoch=step.epoch, t_ns=step.t_ns)
+
+
+def _whole(norms: list[Tensor]) -> Tensor:
+    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))

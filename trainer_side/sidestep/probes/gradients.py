@@ -4,16 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Final
+from typing import ClassVar, Final
 
 import torch
 from torch import Tensor
 
 from sidestep.blocks import local
-from sidestep.probes import Norms, Placed, by_kind, fold, foreach_norm
+from sidestep.probes.norms import Norms, Placed, by_kind, fold, foreach_norm
+from sidestep.probes.protocol import Part, Probe
 from sidestep.run import Run
 
 TAGS: Final = ("train/gradients/global_norm", "train/gradients/<block>")
+
+
+class GradientProbe(Probe):
+    """Norms of the gradient, at the optimizer's step: after clipping, but for the global one where clipping is seen."""
+
+    name: ClassVar[str] = "gradients"
+    cost: ClassVar[int] = 1
+    tags: ClassVar[tuple[str, ...]] = TAGS
+
+    def __init__(self, *, every: int | str | None = None) -> None:
+        super().__init__(every=every)
+        self._parts: list[Norms] = []
+
+    def gradients(self, part: Part) -> None:
+        """Take the norms of one optimizer's gradients."""
+        self._parts += measure(part.placed, part.grad_scale)
+
+    def report(self, step: int) -> None:
+        """Record the norms of all."""
+        parts, self._parts = self._parts, []
+        seen = self.watched.norm_before_clip
+        report(self.run, self.watched.names, parts, step, seen[1] if seen is not None and seen[0] == step else None)
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self._parts = []
 
 
 def measure(placed: Sequence[Placed], grad_scale: Tensor | None = None) -> list[Norms]:

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import torch
 
 from sidestep import snapshot
+from sidestep.probes.protocol import Probe
 from sidestep.run import Run
 
 TAGS: Final = ("train/lr", "train/lr_<group>", "train/wd", "train/wd_<group>")
 
 _SOURCES: Final = {"lr": "train/lr", "weight_decay": "train/wd"}
+
+
+class OptimizerProbe(Probe):
+    """Settings of the optimizers, as a step used them."""
+
+    name: ClassVar[str] = "optimizer"
+    cost: ClassVar[int] = 0
+    tags: ClassVar[tuple[str, ...]] = TAGS
+
+    def report(self, step: int) -> None:
+        """Record them, of all optimizers."""
+        groups = [group for optimizer in self.watched.optimizers for group in optimizer.param_groups]
+        report(self.run, groups, step)
 
 
 def report(run: Run, groups: Sequence[Mapping[str, Any]], step: int) -> None:

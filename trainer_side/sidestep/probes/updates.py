@@ -23,19 +23,55 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Final
+from typing import ClassVar, Final
 
 import torch
 from torch import Tensor
 
 from sidestep.blocks import local
-from sidestep.probes import FUSED, Norms, Placed, fold, foreach_norm
+from sidestep.probes.norms import FUSED, Norms, Placed, fold, foreach_norm
+from sidestep.probes.protocol import Part, Probe
 from sidestep.run import Run
 
 TAGS: Final = ("train/updates/relative_update_norm", "train/updates/<block>")
 
 #: Coordinates of a parameter that are looked at.
 SAMPLE: Final = 1024
+
+
+class UpdateProbe(Probe):
+    """The relative update of a step."""
+
+    name: ClassVar[str] = "updates"
+    cost: ClassVar[int] = 1
+    tags: ClassVar[tuple[str, ...]] = TAGS
+
+    def __init__(self, *, every: int | str | None = None) -> None:
+        super().__init__(every=every)
+        self._samples: dict[int, tuple[int, list[UpdateSample]]] = {}
+        self._changes: list[tuple[Norms, Norms]] = []
+
+    def before_step(self, part: Part) -> None:
+        """Copy the samples as they are before the step."""
+        version, samples = self._samples.get(part.number, (-1, []))
+        if version != part.version:
+            samples = sample(part.placed)
+            self._samples[part.number] = part.version, samples
+        for one in samples:
+            one.take()
+
+    def after_step(self, part: Part) -> None:
+        """Compare them with what they are after it."""
+        self._changes += [one.compare() for one in self._samples[part.number][1]]
+
+    def report(self, step: int) -> None:
+        """Record the relative updates of all."""
+        changes, self._changes = self._changes, []
+        report(self.run, self.watched.names, changes, step)
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self._changes = []
 
 
 class UpdateSample:

@@ -1,0 +1,82 @@
+"""Hooks on modules: one that counts a model's calls and stays, and those that probes hang up for a sampled step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Calls:
+    """A forward pre-hook that counts.
+
+    A copy or a pickle of the model carries a hook that does nothing, so that models can be copied and saved as if
+    they were not watched.
+
+    Attributes:
+        samples: first dimensions of the model's first tensor argument, added up while it trains.
+        passes: forward passes while it trains: micro-batches, where gradients are accumulated.
+        validations: how often it was called in eval mode after it had trained.
+    """
+
+    def __init__(self) -> None:
+        self.samples = 0
+        self.passes = 0
+        self.validations = 0
+        self._has_trained = False
+
+    def __call__(self, module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        """Count a call; none that is compiled: a count would make it compile anew."""
+        if torch.compiler.is_compiling():
+            return
+        if not module.training:
+            self.validations += self._has_trained
+            self._has_trained = False
+            return
+        if not torch.is_grad_enabled():
+            return
+        self._has_trained = True
+        self.passes += 1
+        for argument in (*arguments, *named.values()):
+            if isinstance(argument, Tensor) and argument.ndim:
+                self.samples += argument.shape[0]
+                return
+
+    def __reduce__(self) -> tuple[Callable[[], Any], tuple[()]]:
+        return silent, ()
+
+
+class Hook:
+    """A hook that changes nothing and raises nothing; in a copy or a pickle of its module it does nothing.
+
+    Args:
+        call: what to do with the hook's arguments.
+        fail: what to do with what it raises.
+    """
+
+    def __init__(self, call: Callable[..., object], fail: Callable[[Exception], None]) -> None:
+        self._call = call
+        self._fail = fail
+
+    def __call__(self, *arguments: Any) -> None:
+        """Pass the call on; not one that is compiled, nor one in a graph that is captured."""
+        if torch.compiler.is_compiling() or (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()):
+            return
+        try:
+            self._call(*arguments)
+        except Exception as error:  # noqa: BLE001 - it would end the training
+            self._fail(error)
+
+    def __reduce__(self) -> tuple[Callable[[], Any], tuple[()]]:
+        return silent, ()
+
+
+def nothing(*_call: Any) -> None:
+    """What stands in a copied model in place of a hook of ours."""
+
+
+def silent() -> Callable[..., None]:
+    """Unpickles as a hook that does nothing."""
+    return nothing

@@ -1,0 +1,83 @@
+"""The probes that come with sidestep, those of others, and what settings make of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, Final
+
+from sidestep.errors import UsageError
+from sidestep.probes.protocol import Probe
+
+#: Name to module and class; loaded when asked for. Reported in this order.
+BUILT_IN: Final = {
+    "clipping": ("sidestep.probes.clipping", "Clipping"),
+    "optimizer": ("sidestep.probes.optimizer", "OptimizerProbe"),
+    "gradients": ("sidestep.probes.gradients", "GradientProbe"),
+    "updates": ("sidestep.probes.updates", "UpdateProbe"),
+    "throughput": ("sidestep.probes.throughput", "Throughput"),
+    "memory": ("sidestep.probes.memory", "MemoryProbe"),
+}
+#: Those of a `watch` that names none.
+DEFAULTS: Final = ("clipping", "optimizer", "gradients", "updates", "throughput", "memory")
+GROUP: Final = "sidestep.probes"
+
+Setting = bool | int | str | Mapping[str, Any] | Probe
+Given = Mapping[str, Setting] | Sequence[str | Probe] | None
+
+
+def chosen(given: Given) -> list[Probe]:
+    """Probes of a `watch`: those by default, and what settings add, change or leave out.
+
+    Args:
+        given: names to True, False, when to sample, or settings by keyword; or names and probes to add.
+
+    Raises:
+        UsageError: a name that no probe has, a setting that it does not take.
+    """
+    settings: dict[str, Setting] = {**dict.fromkeys(DEFAULTS, True), **_by_name(given)}
+    return [_made(name, setting) for name, setting in settings.items() if setting is not False]
+
+
+def _by_name(given: Given) -> dict[str, Setting]:
+    if given is None:
+        return {}
+    if isinstance(given, Mapping):
+        return dict(given)
+    if isinstance(given, str | Probe):
+        given = [given]
+    return {
+        entry if isinstance(entry, str) else _name(entry): True if isinstance(entry, str) else entry for entry in given
+    }
+
+
+def _made(name: str, setting: Setting) -> Probe:
+    if isinstance(setting, Probe):
+        return setting
+    kind = _load(name)
+    if setting is True:
+        return kind()
+    keywords: Mapping[str, Any] = setting if isinstance(setting, Mapping) else {"every": setting}
+    try:
+        return kind(**keywords)
+    except TypeError as error:
+        raise UsageError(f"probe {name!r}: {error}") from error
+
+
+def _load(name: str) -> type[Probe]:
+    if name in BUILT_IN:
+        module, kind = BUILT_IN[name]
+        return getattr(import_module(module), kind)
+    others = {entry.name: entry for entry in entry_points(group=GROUP)}
+    if name not in others:
+        raise UsageError(f"there is no probe {name!r}; there are: {', '.join((*BUILT_IN, *others))}")
+    return others[name].load()
+
+
+def _name(probe: object) -> str:
+    if not isinstance(probe, Probe):
+        raise UsageError(
+            f"a probe is a name, or an object of a class derived from sidestep.probes.Probe, not {probe!r}"
+        )
+    return probe.name or type(probe).__name__

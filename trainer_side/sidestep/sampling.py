@@ -1,0 +1,87 @@
+"""Calls probes when they are due, and keeps what one of them raises from the training and from the others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from sidestep.probes.cadence import Cadence, cadence
+from sidestep.probes.protocol import Part, Probe, Watched
+
+
+class Sampling:
+    """The probes of a run.
+
+    Args:
+        watched: what they look at.
+        probes: in the order in which they report.
+        every: steps between samples of those that say nothing else.
+
+    Attributes:
+        due: those that sample the coming step, or the one that is open.
+
+    Raises:
+        UsageError: a cadence that is none.
+    """
+
+    def __init__(self, watched: Watched, probes: Sequence[Probe], every: int) -> None:
+        self.due: list[Probe] = []
+        self._watched = watched
+        self._run = watched.run
+        self._active: list[tuple[Probe, Cadence]] = [
+            (probe, cadence(every if probe.every is None else probe.every, probe.name)) for probe in probes
+        ]
+        self._each_step: list[Probe] = [probe for probe in probes if type(probe).end_step is not Probe.end_step]
+        watched.switch_off = self._switch_off
+        for probe, _ in self._active.copy():
+            self._call(probe, "attach", watched)
+
+    def begin(self, step: int) -> None:
+        """Find who samples a step, before anything of it has happened."""
+        watched = self._watched
+        due = [probe for probe, cadence in self._active if cadence.is_due(step, watched)]
+        for probe in self.due:
+            if probe not in due:
+                self._call(probe, "forget")
+        begun, self.due = self.due, due
+        for probe in [probe for probe in due if probe not in begun]:
+            self._call(probe, "begin", step)
+
+    def tell(self, event: str, subject: Part | int) -> None:
+        """Call a method of each probe that samples."""
+        with torch.no_grad():
+            for probe in self.due.copy():
+                self._call(probe, event, subject)
+
+    def report(self, step: int) -> None:
+        """Have the sample recorded; none is open afterwards."""
+        self.tell("report", step)
+        self.due = []
+
+    def end_step(self) -> None:
+        """A step has ended."""
+        for probe in self._each_step.copy():
+            self._call(probe, "end_step")
+
+    def detach(self) -> None:
+        """Let every probe remove its hooks."""
+        for probe, _ in self._active.copy():
+            self._call(probe, "detach")
+        self._active, self._each_step, self.due = [], [], []
+
+    def _call(self, probe: Probe, event: str, *arguments: object) -> None:
+        try:
+            getattr(probe, event)(*arguments)
+        except Exception as error:  # noqa: BLE001 - a probe may be anybody's
+            self._switch_off(probe, event, error)
+
+    def _switch_off(self, probe: Probe, event: str, error: Exception) -> None:
+        self._active = [entry for entry in self._active if entry[0] is not probe]
+        self._each_step = [other for other in self._each_step if other is not probe]
+        self.due = [other for other in self.due if other is not probe]
+        name = probe.name or type(probe).__name__
+        what = f"probe {name!r} is switched off: {event} raised {type(error).__name__}: {error}"
+        if event != "detach":
+            self._call(probe, "detach")
+        self._run.guard(lambda: self._run.complain("probe", name, what))
