@@ -18,6 +18,7 @@ from sidestep_collector.sinks.epoch_json import EpochJsonSink
 from sidestep_collector.sinks.tensorboard import TensorBoardSink
 from sidestep_collector.store import Store
 from sidestep_collector.telemetry import CommitTimes, Counters
+from sidestep_schemas.errors import StoreWriteError
 
 log: Any = structlog.get_logger()
 
@@ -120,9 +121,11 @@ class Committer:
         try:
             lengths = self._tensorboard.write(batch)
             self._documents.write(batch)
-        except OSError:
+        except OSError as error:
             self._tensorboard.discard()
-            raise
+            raise StoreWriteError(
+                f"event files or epoch documents could not be written ({error}); make room on the disk"
+            ) from error
         except Exception:
             # A defect in a view of the data must not keep the data itself out of the store.
             self._counters.sink_failures += 1

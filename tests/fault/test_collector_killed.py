@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import sys
 
@@ -118,3 +119,32 @@ def test_a_collector_that_is_killed_while_it_starts_leaves_a_folder_that_another
         process.wait()
     place.up()
     assert place.values("x", "train/a") == [(0, 1.0)]
+
+
+def test_a_store_that_was_thrown_away_has_gaps_with_reasons_for_what_it_will_never_get(place):
+    place.up("--flush-seconds", "0.1")
+    process = place.script("""
+        import sys, sidestep
+        run = sidestep.init(id="x")
+        def log(first, last):
+            for step in range(first, last): run.log({f"m{number}": step for number in range(50)})
+        log(0, 10_000)
+        assert run.flush(60)
+        print("stored", flush=True)
+        sys.stdin.readline()
+        log(10_000, 11_000)
+        report = run.finish(timeout=60)
+        assert report.pending == 0, report
+    """)
+    said(process, "stored")
+    place.kill_collector()
+    shutil.rmtree(place.root / "store")
+    place.up("--flush-seconds", "0.1")
+    tell(process)
+    ended(process)
+    # What tells the values' names was acknowledged as well, so records that refer to it are of no use any more.
+    gaps = place.rows("select first_seq, records, reason from gaps order by first_seq")
+    assert gaps[0][0] == 0
+    assert "acknowledged by a collector whose store this one does not have" in gaps[0][2]
+    assert all("did not declare" in reason for *_, reason in gaps[1:])
+    assert place.row("select watermark, lost from ingest") == (11_003, sum(records for _, records, _ in gaps))

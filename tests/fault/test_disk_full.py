@@ -59,7 +59,7 @@ def test_a_full_disk_fails_commits_and_with_room_everything_is_stored(small):
     tell(trainer)
     said(trainer, "during")
     failing = until(lambda: small.status()["failing"])
-    assert "space" in failing.lower()
+    assert "make room on the disk" in failing
     shown = small.sidestep("status")
     assert shown.returncode == 0
     assert "COMMITS FAIL" in shown.stderr

@@ -17,11 +17,11 @@ with run.epoch(1):
 """
 
 
-def last_said(process):
+def last_said(process, before):
     """The last step that it said before it died; what it was saying when it died does not count."""
-    last = max(int(line.split()[1]) for line in process.stdout if line.endswith("\n"))
+    lines = [before + "\n", *process.stdout]
     process.wait()
-    return last
+    return max(int(line.split()[1]) for line in lines if line.endswith("\n"))
 
 
 def check_dead(place, last, state="killed"):
@@ -37,9 +37,9 @@ def check_dead(place, last, state="killed"):
 def test_the_collector_notices_by_itself_and_ships_what_the_journal_holds(place):
     place.up()
     process = place.script(LOGS_UNTIL_KILLED)
-    said(process, "logged 500")
+    line = said(process, "logged 500")
     process.send_signal(signal.SIGKILL)
-    last = last_said(process)
+    last = last_said(process, line)
     check_dead(place, last)
     assert place.document("dies", 1)["metrics"]["train/loss"]["n"] == len(place.values("dies", "train/loss"))
 
@@ -49,9 +49,9 @@ def test_a_trainer_that_is_killed_while_the_collector_stands_still_loses_nothing
     process = place.script(LOGS_UNTIL_KILLED)
     said(process, "logged 20")
     os.kill(pid, signal.SIGSTOP)
-    said(process, "logged 3000")
+    line = said(process, "logged 3000")
     process.send_signal(signal.SIGKILL)
-    last = last_said(process)
+    last = last_said(process, line)
     os.kill(pid, signal.SIGCONT)
     check_dead(place, last)
 
@@ -59,10 +59,10 @@ def test_a_trainer_that_is_killed_while_the_collector_stands_still_loses_nothing
 def test_a_trainer_and_its_collector_that_are_killed_together_lose_nothing(place):
     place.up()
     process = place.script(LOGS_UNTIL_KILLED)
-    said(process, "logged 1000")
+    line = said(process, "logged 1000")
     place.kill_collector()
     process.send_signal(signal.SIGKILL)
-    last = last_said(process)
+    last = last_said(process, line)
     place.up()
     check_dead(place, last)
     points = [(tag, step) for tag, step, _ in tensorboard_points(place.tensorboard("dies"))]
@@ -72,9 +72,9 @@ def test_a_trainer_and_its_collector_that_are_killed_together_lose_nothing(place
 def test_a_run_that_is_killed_and_resumed_goes_on_in_the_next_attempt(place):
     place.up()
     process = place.script(LOGS_UNTIL_KILLED)
-    said(process, "logged 50")
+    line = said(process, "logged 50")
     process.send_signal(signal.SIGKILL)
-    last = last_said(process)
+    last = last_said(process, line)
     place.train("import sidestep; sidestep.init(id='dies').log({'loss': 7.0}, step=20)")
     until(lambda: place.rows("select * from attempts where attempt = 0 and cause = 'killed'"))
     assert place.rows("select attempt, cause from attempts order by attempt") == [(0, "killed"), (1, "finished")]

@@ -7,7 +7,7 @@ from pathlib import Path
 from support.place import ended, said, tell, until
 
 from sidestep import launch
-from sidestep_schemas.layout import COLLECTOR_VARIABLE
+from sidestep_schemas.layout import COLLECTOR_VARIABLE, default_address
 
 #: Logs `count` values, waits until they are stored, says so, and ends when it is told.
 LOGS = """
@@ -116,10 +116,9 @@ def test_a_collector_in_the_folder_is_not_known_by_what_a_killed_one_wrote(place
 
 
 def test_a_collector_that_a_script_started_ends_when_it_was_idle_for_long(place):
-    process = place.start(sys.executable, "-m", "sidestep_collector", "--idle-exit", "0.3")
-    trainer = place.script(LOGS, "a", "3")
+    trainer = place.script(LOGS, "a", "3", **{COLLECTOR_VARIABLE: default_address(place.root)})
+    process = place.start(sys.executable, "-m", "sidestep_collector", "--idle-exit", "3")
     said(trainer, "stored")
-    assert process.poll() is None
     tell(trainer)
     ended(trainer)
     ended(process)

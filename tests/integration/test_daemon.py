@@ -136,6 +136,10 @@ def test_a_store_of_a_newer_version_ends_with_6_and_stays_untouched(place):
         connection.execute("update store_info set version = 99")
     before = file.read_bytes()
     assert "99" in refusal(place, code=6)
+    place.train("import sidestep; sidestep.init(id='y', mode='offline').log({'a': 1})")
+    done = place.sidestep("sync", str(place.root))
+    assert (done.returncode, len(done.stderr.splitlines())) == (6, 1)
+    assert place.journals()
     assert file.read_bytes() == before
 
 
