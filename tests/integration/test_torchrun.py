@@ -29,6 +29,7 @@ def test_two_ranks_are_one_run_whose_epochs_put_both_together(place):
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     done = place.sidestep("run", "--", *launcher, str(script), OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
+    assert place.rows("select run, rank, first_seq, records, reason from gaps") == []
     [(run, state, world)] = place.rows("select run, state, world_size from runs")
     assert run.startswith("torchrun-")
     assert (state, world) == ("finished", 2)
