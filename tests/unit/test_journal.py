@@ -444,6 +444,29 @@ def test_a_signal_handler_that_logs_in_the_middle_of_an_append_is_refused_and_do
     journal.close(delivered=True)
 
 
+def test_an_append_waits_for_another_threads_however_long_it_takes(folder):
+    journal = new_journal(folder)
+    is_inside, may_go_on = threading.Event(), threading.Event()
+
+    def slowly(seq: int) -> bytes:
+        is_inside.set()
+        assert may_go_on.wait(20.0)
+        return bytes([0xCC, seq])
+
+    slow = threading.Thread(target=journal.append, args=(slowly,))
+    slow.start()
+    assert is_inside.wait(20.0)
+    waiting = threading.Thread(target=log, args=(journal,))
+    waiting.start()
+    waiting.join(0.1)
+    assert waiting.is_alive()
+    may_go_on.set()
+    slow.join()
+    waiting.join()
+    assert [shipment.records for shipment in journal.shipments()] == [2]
+    journal.close(delivered=True)
+
+
 def test_an_interrupt_in_the_middle_of_an_append_leaves_a_journal_that_goes_on(folder):
     journal = new_journal(folder)
 

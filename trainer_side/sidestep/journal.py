@@ -8,6 +8,7 @@ files through `segments`, never a socket.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import os
 import struct
@@ -51,8 +52,6 @@ _SOON_SECONDS = 1.0
 _RETRY_SECONDS = 1.0
 #: A mapped file holds a descriptor: when this many wait for a collector, what follows goes into larger ones.
 _SMALL_SEGMENTS_MAX = 8
-#: Another thread's append takes microseconds; a lock that is held longer is held by what a signal interrupted.
-_PATIENCE_SECONDS = 0.02
 _REENTERED = "a signal handler cannot log in the middle of another call that does; log after it"
 
 
@@ -132,8 +131,6 @@ class Journal:
         self.dropped: dict[str, int] = {}
         self.degraded = ""
         self.wanted = threading.Event()
-        # Reentrant, for a signal handler that logs while its thread is in the middle of an append: it is refused
-        # (`_enter`), where a plain lock would wait for ever.
         self._append_lock = threading.Lock()
         self._ended = False
         self._segments: deque[Segment] = deque()
@@ -162,10 +159,9 @@ class Journal:
             struct.error, TypeError, ValueError: a value is no number; nothing was appended.
             RuntimeError: called by a signal handler in the middle of an append; nothing was appended.
         """
-        lock = self._append_lock
-        if not lock.acquire(False) and not lock.acquire(timeout=_PATIENCE_SECONDS):
+        if self._append_lock.locked() and self._is_entered():
             raise RuntimeError(_REENTERED)
-        try:
+        with self._append_lock:
             segment = self._current
             start = segment.tail
             stop = start + layout.stride
@@ -189,8 +185,6 @@ class Journal:
             segment.records += 1
             self.seq = seq + 1
             return True
-        finally:
-            lock.release()
 
     def append(self, payload_of: Callable[[int], bytes]) -> bool:
         """Append a record whose payload `payload_of(seq)` makes.
@@ -199,23 +193,28 @@ class Journal:
             ValueError: the payload is larger than a segment; nothing was appended.
             RuntimeError: called by a signal handler in the middle of an append; nothing was appended.
         """
-        if not self._append_lock.acquire(timeout=_PATIENCE_SECONDS):
+        if self._append_lock.locked() and self._is_entered():
             raise RuntimeError(_REENTERED)
-        try:
+        with self._append_lock:
             return self._append_payload(payload_of(self.seq))
-        finally:
-            self._append_lock.release()
 
     def end(self) -> int:
         """Take no more records; returns how many there are."""
-        is_free = self._append_lock.acquire(timeout=_PATIENCE_SECONDS)  # not when a signal interrupted an append
-        try:
+        with contextlib.nullcontext() if self._is_entered() else self._append_lock:
             self._ended = True
             self._current.limit = 0
             return self.seq
-        finally:
-            if is_free:
-                self._append_lock.release()
+
+    def _is_entered(self) -> bool:
+        # A signal handler, or a finaliser, runs in the middle of whatever its thread does. A lock of another thread
+        # is waited for, however long: a bound on waiting would lose records on a machine that is busy.
+        frame = inspect.currentframe()
+        frame = frame.f_back.f_back if frame and frame.f_back else None
+        while frame is not None:
+            if frame.f_code.co_filename == __file__ and frame.f_locals.get("self") is self:
+                return self._append_lock.locked()
+            frame = frame.f_back
+        return False
 
     def _append_payload(self, payload: bytes) -> bool:
         length = len(payload)
