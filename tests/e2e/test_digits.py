@@ -1,6 +1,7 @@
 """The example of the README, whose collector is killed in the middle: training ends well, and nothing is lost."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -13,7 +14,6 @@ DIGITS = ROOT / "examples" / "digits.py"
 EPOCHS = 2
 BATCH = 16
 STEPS = 90  # batches of an epoch
-SEQS = "select metric, step, attempt from points where run = ? order by all"
 
 
 def digits(place, run):
@@ -63,21 +63,25 @@ def test_digits_whose_collector_is_killed_ends_with_0_and_after_up_every_record_
     process = digits(place, "killed")
     until(lambda: len(place.values("killed", "train/loss_total")) > STEPS // 4)
     place.kill_collector()
-    _, errors = process.communicate(timeout=120)
+    out, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
-    assert place.stored("killed") < quiet.stored("quiet")
+    sent = int(re.search(r"sent ([\d,]+)", out)[1].replace(",", ""))
+    assert place.stored("killed") < sent
     place.up()
     until(lambda: not place.journals())
     place.check_whole("killed")
-    assert place.stored("killed") == quiet.stored("quiet")
-    assert place.rows(SEQS, "killed") == quiet.rows(SEQS, "quiet")
+    assert place.stored("killed") == sent
     assert place.row("select state from runs") == ("finished",)
-    points = [(tag, step) for tag, step, _ in tensorboard_points(place.tensorboard("killed", project="digits"))]
-    expected = [(tag, step) for tag, step, _ in tensorboard_points(quiet.tensorboard("quiet", project="digits"))]
-    assert sorted(points) == sorted(expected)
-    assert len(set(points)) == len(points)
-    for epoch in range(1, EPOCHS + 1):
-        found = place.document("killed", epoch, project="digits")["metrics"]
-        wanted = quiet.document("quiet", epoch, project="digits")["metrics"]
-        assert {tag: found[tag]["n"] for tag in found} == {tag: wanted[tag]["n"] for tag in wanted}
-        assert found["train/loss_total"]["mean"] == pytest.approx(wanted["train/loss_total"]["mean"], rel=1e-2)
+    # How often some figures are taken depends on the clock; what the script itself logs does not.
+    for metric in ("train/loss_total", "train/acc", "val/loss_total", "val/acc"):
+        steps = [step for step, _ in quiet.values("quiet", metric)]
+        assert [step for step, _ in place.values("killed", metric)] == steps
+        for epoch in range(1, EPOCHS + 1):
+            found, wanted = (
+                there.document(run, epoch, project="digits")["metrics"][metric]["n"]
+                for there, run in ((place, "killed"), (quiet, "quiet"))
+            )
+            assert found == wanted
+    shown = [(tag, step) for tag, step, _ in tensorboard_points(place.tensorboard("killed", project="digits"))]
+    assert len(set(shown)) == len(shown)
+    assert set(place.rows("select metric, step from points where run = 'killed'")) <= set(shown)
