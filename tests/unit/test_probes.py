@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sidestep.probes import Norms, Placed, fold, gradients, registry, updates
+from sidestep.probes import Norms, Placed, fold, gradients, registry, sample, updates
 from sidestep.probes.calls import Calls
 from sidestep_schemas.catalog import METRICS
 
@@ -37,7 +37,7 @@ def test_every_tag_of_a_probe_is_in_the_catalogue(name: str) -> None:
 
 def test_every_probe_is_in_the_table() -> None:
     files = {path.stem for path in Path(gradients.__file__).parent.glob("[a-z]*.py")}
-    machinery = {"protocol", "registry", "cadence", "calls", "norms"}
+    machinery = {"protocol", "registry", "cadence", "calls", "norms", "sample"}
     assert files - machinery == {module.rpartition(".")[2] for module, _ in registry.BUILT_IN.values()}
 
 
@@ -114,12 +114,12 @@ def test_parts_of_a_block_from_several_optimizers_add_up() -> None:
 
 def ratio_of(parameters: list[nn.Parameter], changes: list[Tensor]) -> float:
     """Estimated relative update of parameters that lie in one block."""
-    (sample,) = updates.sample([Placed(parameter, 0) for parameter in parameters])
+    (taken,) = updates.sample([Placed(parameter, 0) for parameter in parameters])
     with torch.no_grad():
-        sample.take()
+        taken.take()
         for parameter, change in zip(parameters, changes, strict=True):
             parameter.add_(change)
-        change, before = sample.compare()
+        change, before = taken.compare()
     return (fold([change])[1] / fold([before])[1]).item()
 
 
@@ -136,7 +136,7 @@ def standard_error(parameters: list[Tensor], changes: list[Tensor]) -> float:
     variance = 0.0
     for parameter, change in zip(parameters, changes, strict=True):
         size = parameter.numel()
-        count = -(-size // updates.stride_of(size))
+        count = -(-size // sample.stride_of(size))
         spread = float((change.double().square() - ratio**2 * parameter.double().square()).var())
         variance += size**2 * (1 - count / size) * spread / count
     return math.sqrt(variance) / (2 * ratio * exact_norm(*parameters) ** 2)
@@ -159,30 +159,39 @@ def test_the_estimate_lies_as_far_from_the_exact_value_as_its_standard_error_say
 
 @pytest.mark.parametrize("size", [1, 1023, 1024, 1025, 4096, 1024 * 1024, 3 * 5 * 7 * 11 * 13, 1_000_003])
 def test_a_sample_is_bounded_and_its_stride_shares_no_factor_with_the_size(size: int) -> None:
-    stride = updates.stride_of(size)
+    stride = sample.stride_of(size)
     count = -(-size // stride)
-    assert min(size, 512) <= count <= updates.SAMPLE
+    assert min(size, 512) <= count <= sample.SAMPLE
     assert math.gcd(stride, size) == 1
 
 
 def test_a_sample_of_a_matrix_passes_through_its_rows_and_columns() -> None:
-    positions = updates.strided(torch.arange(1024 * 1024), updates.stride_of(1024 * 1024))
+    positions = sample.strided(torch.arange(1024 * 1024), sample.stride_of(1024 * 1024))
     assert len(set((positions // 1024).tolist())) > 1000
     assert len(set((positions % 1024).tolist())) > 1000
 
 
 def test_memory_of_other_layouts_is_looked_at_without_a_copy() -> None:
     tensor = torch.randn(8, 16, 3, 3).to(memory_format=torch.channels_last)
-    view = updates.strided(tensor, 5)
+    view = sample.strided(tensor, 5)
     assert view.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
     assert set(view.tolist()) <= set(tensor.flatten().tolist())
     gaps = torch.arange(40.0).reshape(4, 10)[:, ::2]
-    assert updates.strided(gaps, 3).tolist() == gaps.flatten()[::3].tolist()
+    assert sample.strided(gaps, 3).tolist() == gaps.flatten()[::3].tolist()
 
 
 def test_a_sample_is_no_larger_for_a_larger_parameter() -> None:
-    (sample,) = updates.sample([Placed(weights(2000, 1000), 0)])
-    assert sample._before.numel() <= updates.SAMPLE
+    (taken,) = updates.sample([Placed(weights(2000, 1000), 0)])
+    assert taken._before.whole.numel() <= sample.SAMPLE
+
+
+def test_a_sample_of_very_many_parameters_is_bounded_as_a_whole() -> None:
+    placed = [Placed(weights(100), 0) for _ in range(5000)]
+    (chosen,) = sample.coordinates(placed)
+    assert chosen.rows().whole.numel() <= sample.TOTAL
+    assert sum(
+        factor**2 * len(row) for factor, row in zip(chosen.factors, chosen.rows().parts, strict=True)
+    ) == pytest.approx(5e5)
 
 
 def test_frozen_and_empty_parameters_are_left_out_of_updates() -> None:
@@ -207,11 +216,11 @@ def test_complex_and_half_parameters_are_compared_as_well() -> None:
 
 def test_storage_that_is_replaced_in_a_step_is_found() -> None:
     parameter = weights(10)
-    (sample,) = updates.sample([Placed(parameter, 0)])
+    (taken,) = updates.sample([Placed(parameter, 0)])
     with torch.no_grad():
-        sample.take()
+        taken.take()
         parameter.data = parameter.data * 1.5
-        change, before = sample.compare()
+        change, before = taken.compare()
     assert (change.values / before.values).item() == pytest.approx(0.5)
 
 

@@ -127,8 +127,8 @@ def test_given_blocks_are_used(offline: dict[str, Any]) -> None:
     run = sidestep.watch(model, optimizer, blocks={"body": "blocks"}, **offline)
     take_step(model, optimizer)
     run.finish(timeout=0)
-    tags = {tag for tag in read_tags(offline["dir"]) if tag.startswith("train/gradients/")}
-    assert tags == {GLOBAL, "train/gradients/body", "train/gradients/other"}
+    tags = {tag for tag in read_tags(offline["dir"]) if tag.startswith("train/updates/")}
+    assert tags == {UPDATE, "train/updates/body", "train/updates/other"}
 
 
 def test_frozen_unused_shared_and_empty_parameters_do_no_harm(offline: dict[str, Any]) -> None:

@@ -1,4 +1,8 @@
-"""Norms of the gradient: of the whole, and of each block. One pass over the gradients, none of it waited for."""
+"""The gradient: norms of the whole and of each block, non-finite ones, zeros, and whether it keeps its direction.
+
+Norms take one pass over the gradients. Which gradients are not finite is seen from their norms. Zeros and direction
+are estimated from a sample of coordinates (`sidestep.probes.sample`), x̂ = Σ_p N_p / n_p Σ_i x_pi.
+"""
 
 from __future__ import annotations
 
@@ -9,38 +13,126 @@ from typing import ClassVar, Final
 import torch
 from torch import Tensor
 
-from sidestep.blocks import local
-from sidestep.probes.norms import Norms, Placed, by_kind, fold, foreach_norm
+from sidestep.blocks import local, named_parameters
+from sidestep.probes.norms import FUSED, Norms, Placed, by_kind, fold, foreach_norm, gathered, home_of
 from sidestep.probes.protocol import Part, Probe
+from sidestep.probes.sample import Coordinates, Rows, coordinates
 from sidestep.run import Run
 
-TAGS: Final = ("train/gradients/global_norm", "train/gradients/<block>")
+TAGS: Final = (
+    "train/gradients/global_norm",
+    "train/gradients/<block>",
+    "train/gradients_of/<parameter>",
+    "train/gradients/nonfinite_count",
+    "train/gradients/zero_share",
+    "train/gradients/cosine_previous",
+)
 
 
 class GradientProbe(Probe):
-    """Norms of the gradient, at the optimizer's step: after clipping, but for the global one where clipping is seen."""
+    """Norms of the gradient, at the optimizer's step: after clipping, but for the global one where clipping is seen.
+
+    Args:
+        every: when it samples.
+        direction: also the share of zeros, and the cosine with the gradient sampled before: from a sample of
+            coordinates, of which it keeps two copies.
+        parameters: also the norm of each parameter's gradient.
+    """
 
     name: ClassVar[str] = "gradients"
     cost: ClassVar[int] = 1
     tags: ClassVar[tuple[str, ...]] = TAGS
 
-    def __init__(self, *, every: int | str | None = None) -> None:
+    def __init__(self, *, every: int | str | None = None, direction: bool = True, parameters: bool = False) -> None:
         super().__init__(every=every)
+        self._directions: dict[int, Directions] | None = {} if direction else None
+        self._with_parameters = parameters
         self._parts: list[Norms] = []
+        self._single: list[tuple[tuple[str, ...], Tensor]] = []
 
     def gradients(self, part: Part) -> None:
         """Take the norms of one optimizer's gradients."""
         self._parts += measure(part.placed, part.grad_scale)
+        if self._directions is not None:
+            self._directions.setdefault(part.number, Directions()).take(part)
+        if self._with_parameters:
+            self._single.append(self._of_parameters(part))
 
     def report(self, step: int) -> None:
         """Record the norms of all."""
-        parts, self._parts = self._parts, []
+        parts, single = self._parts, self._single
+        self._parts, self._single = [], []
         seen = self.watched.norm_before_clip
         report(self.run, self.watched.names, parts, step, seen[1] if seen is not None and seen[0] == step else None)
+        for tags, norms in single:
+            self.run.record(tags, norms, step=step)
+        if parts:
+            self._report_counts(parts, step)
 
     def forget(self) -> None:
         """Begin anew."""
-        self._parts = []
+        self._parts, self._single = [], []
+
+    def _of_parameters(self, part: Part) -> tuple[tuple[str, ...], Tensor]:
+        named = {parameter: name for name, parameter in named_parameters(self.watched.inner)}
+        numbered = [Placed(parameter, number) for number, (parameter, _) in enumerate(part.placed)]
+        numbers, norms = fold(measure(numbered, part.grad_scale))
+        names = (named.get(part.placed[number].parameter, f"unnamed_{number}") for number in numbers)
+        return tuple(f"train/gradients_of/{name}" for name in names), norms
+
+    def _report_counts(self, parts: Sequence[Norms], step: int) -> None:
+        home = home_of(part.values for part in parts)
+        values = [gathered([part.values.isfinite().logical_not().sum() for part in parts]).sum()]
+        shares = [entry for one in (self._directions or {}).values() for entry in one.sums(home)]
+        tags = TAGS[3:4]
+        if shares:
+            zeros, size, inner, square, before = torch.stack(shares).sum(0)
+            values.append(zeros / size)
+            tags = TAGS[3:5]
+            if all(one.is_comparable for one in (self._directions or {}).values()):
+                values.append(inner / (square * before).sqrt())
+                tags = TAGS[3:]
+        self.run.record(tags, torch.stack(values), step=step)
+
+
+class Directions:
+    """Samples of an optimizer's gradients: the last, and the one before it."""
+
+    def __init__(self) -> None:
+        self.is_comparable = False
+        self._version = -1
+        self._samples: list[tuple[Coordinates, list[Rows]]] = []
+        self._sizes: list[int] = []
+
+    def take(self, part: Part) -> None:
+        """Sample the gradients that are there; the last sample becomes the one before."""
+        self.is_comparable = self._version == part.version
+        if not self.is_comparable:
+            self._version = part.version
+            self._samples = [(each, [each.rows(), each.rows()]) for each in coordinates(part.placed)]
+        self._sizes = []
+        for each, rows in self._samples:
+            rows.reverse()
+            present = each.read_gradients(rows[0])
+            FUSED._foreach_mul_(list(rows[0].parts), each.factors)
+            self._sizes.append(sum(each.sizes[number] for number in present))
+
+    def sums(self, home: torch.device) -> list[Tensor]:
+        """Estimates, one tensor a device: zeros, elements, inner product with the one before, squares of both norms."""
+        sums: list[Tensor] = []
+        for (each, (now, before)), size in zip(self._samples, self._sizes, strict=True):
+            if not size:
+                continue
+            is_zero = (now.whole == 0).to(now.whole.dtype)
+            weights = [factor**2 for factor in each.factors]
+            FUSED._foreach_mul_(list(is_zero.split([len(part) for part in now.parts])), weights)
+            # Those without a gradient are zero in the sample, and no zeros of a gradient.
+            absent = sum(each.sizes) - size
+            squares = now.whole.square().sum()
+            old = before.whole if self.is_comparable else now.whole
+            found = (is_zero.sum() - absent, torch.full_like(squares, size), now.whole @ old, squares, old @ old)
+            sums.append(torch.stack(found).to(home, torch.float32, non_blocking=True))
+        return sums
 
 
 def measure(placed: Sequence[Placed], grad_scale: Tensor | None = None) -> list[Norms]:

@@ -33,7 +33,7 @@ def fold(parts: Sequence[Norms]) -> tuple[tuple[int, ...], Tensor]:
     Returns:
         Numbers of the blocks, rising, and their norms, float32 of shape (blocks,). No copy to the CPU is made.
     """
-    home = next((part.values.device for part in parts if part.values.device.type != "cpu"), torch.device("cpu"))
+    home = home_of(part.values for part in parts)
     pieces: dict[int, list[Tensor]] = {}
     for part in parts:
         sizes = [(block, len(list(same))) for block, same in groupby(part.blocks)]
@@ -43,6 +43,17 @@ def fold(parts: Sequence[Norms]) -> tuple[tuple[int, ...], Tensor]:
     blocks = tuple(sorted(pieces))
     whole = [pieces[block][0] if len(pieces[block]) == 1 else torch.cat(pieces[block]) for block in blocks]
     return blocks, torch.stack(foreach_norm(whole))
+
+
+def home_of(tensors: Iterable[Tensor]) -> torch.device:
+    """Where numbers of several devices are put together: never on the CPU if one is elsewhere, for it would wait."""
+    return next((tensor.device for tensor in tensors if tensor.device.type != "cpu"), torch.device("cpu"))
+
+
+def gathered(tensors: Sequence[Tensor]) -> Tensor:
+    """Single numbers of several devices in one float32 tensor of shape (len(tensors),)."""
+    home = home_of(tensors)
+    return torch.stack([tensor.to(home, torch.float32, non_blocking=True).reshape(()) for tensor in tensors])
 
 
 def foreach_norm(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:

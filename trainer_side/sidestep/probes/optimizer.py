@@ -1,4 +1,4 @@
-"""Rates of the optimizer: learning rate and weight decay of each parameter group."""
+"""Settings of the optimizer: rates of each parameter group, momentum, and the scale of mixed precision."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ from sidestep import snapshot
 from sidestep.probes.protocol import Probe
 from sidestep.run import Run
 
-TAGS: Final = ("train/lr", "train/lr_<group>", "train/wd", "train/wd_<group>")
+TAGS: Final = (
+    "train/lr",
+    "train/lr_<group>",
+    "train/wd",
+    "train/wd_<group>",
+    "train/optimizer/momentum",
+    "train/optimizer/beta2",
+    "train/amp/scale",
+)
 
 _SOURCES: Final = {"lr": "train/lr", "weight_decay": "train/wd"}
 
@@ -27,6 +35,14 @@ class OptimizerProbe(Probe):
         """Record them, of all optimizers."""
         groups = [group for optimizer in self.watched.optimizers for group in optimizer.param_groups]
         report(self.run, groups, step)
+        scale = self._scale()
+        if scale is not None:
+            self.run.record(TAGS[6:], scale, step=step)
+
+    def _scale(self) -> Any:
+        # `get_scale` would wait for the device; the tensor it reads has no public name.
+        scale = getattr(self.watched.extras.get("scaler"), "_scale", None)
+        return None if scale is None else scale.detach().clone().reshape(1)
 
 
 def report(run: Run, groups: Sequence[Mapping[str, Any]], step: int) -> None:
@@ -43,6 +59,7 @@ def report(run: Run, groups: Sequence[Mapping[str, Any]], step: int) -> None:
         for number, group in enumerate(groups)
         if source in group
     }
+    rates |= _momentum(groups[0])
     far = {tag: rate for tag, rate in rates.items() if snapshot.is_on_device(rate)}
     near = {tag: snapshot.scalar(rate) for tag, rate in rates.items() if tag not in far}
     if near:
@@ -50,3 +67,10 @@ def report(run: Run, groups: Sequence[Mapping[str, Any]], step: int) -> None:
     if far:
         stacked = torch.stack([rate.detach().reshape(()).to(torch.float32) for rate in far.values()])
         run.record(tuple(far), stacked, step=step)
+
+
+def _momentum(group: Mapping[str, Any]) -> dict[str, Any]:
+    betas = group.get("betas")
+    if betas is not None:
+        return dict(zip(TAGS[4:6], betas[:2], strict=True))
+    return {TAGS[4]: group["momentum"]} if "momentum" in group else {}

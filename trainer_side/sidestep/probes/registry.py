@@ -16,11 +16,13 @@ BUILT_IN: Final = {
     "optimizer": ("sidestep.probes.optimizer", "OptimizerProbe"),
     "gradients": ("sidestep.probes.gradients", "GradientProbe"),
     "updates": ("sidestep.probes.updates", "UpdateProbe"),
+    "weights": ("sidestep.probes.weights", "WeightProbe"),
+    "moments": ("sidestep.probes.moments", "MomentProbe"),
     "throughput": ("sidestep.probes.throughput", "Throughput"),
     "memory": ("sidestep.probes.memory", "MemoryProbe"),
 }
 #: Those of a `watch` that names none.
-DEFAULTS: Final = ("clipping", "optimizer", "gradients", "updates", "throughput", "memory")
+DEFAULTS: Final = ("clipping", "optimizer", "gradients", "updates", "weights", "moments", "throughput", "memory")
 GROUP: Final = "sidestep.probes"
 
 Setting = bool | int | str | Mapping[str, Any] | Probe

@@ -1,0 +1,133 @@
+"""A fixed sample of coordinates of tensors, which stands for all of them: its memory does not grow with the model.
+
+At most `SAMPLE` coordinates of a tensor are taken: all of a small one, else every k-th, k coprime to the number of
+elements, so that the sample passes through all rows and columns. The same coordinates are taken each time. Where
+there are more tensors than `TOTAL / SAMPLE` on a device, fewer of each are taken: one copy of the sample is `TOTAL`
+numbers at most.
+
+Of N_p elements of tensor p a sample has n_p. What is summed over elements is estimated by N_p / n_p times the sum over
+the sample, which is exact where n_p = N_p; `factors` are the roots √(N_p / n_p), for sums of squares.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sidestep.blocks import local
+from sidestep.probes.norms import FUSED, Norms, Placed, foreach_norm
+
+#: Coordinates of a tensor that are looked at.
+SAMPLE: Final = 1024
+#: Coordinates of all tensors on a device: 1 MB in float32.
+TOTAL: Final = 1 << 18
+
+
+class Rows(NamedTuple):
+    """The numbers of a sample, one behind the other, and its parts, one a tensor."""
+
+    whole: Tensor
+    parts: tuple[Tensor, ...]
+
+
+class Coordinates:
+    """Which coordinates of some tensors are looked at.
+
+    Args:
+        placed: parameters on one device, their blocks rising; none is empty.
+
+    Attributes:
+        parameters: the parameters.
+        blocks: their blocks.
+        sizes: their numbers of elements, here.
+        factors: roots of what a coordinate counts for.
+    """
+
+    def __init__(self, placed: Sequence[Placed]) -> None:
+        self.parameters = [parameter for parameter, _ in placed]
+        self.blocks = [block for _, block in placed]
+        self.sizes = [local(parameter).numel() for parameter in self.parameters]
+        limit = max(1, min(SAMPLE, TOTAL // len(placed)))
+        self._strides = [stride_of(size, limit) for size in self.sizes]
+        self._counts = [-(-size // stride) for size, stride in zip(self.sizes, self._strides, strict=True)]
+        self.factors = [math.sqrt(size / count) for size, count in zip(self.sizes, self._counts, strict=True)]
+        double = any(parameter.dtype in (torch.float64, torch.complex128) for parameter in self.parameters)
+        self._dtype = torch.float64 if double else torch.float32
+        self._device = local(self.parameters[0]).device
+
+    def rows(self) -> Rows:
+        """Memory for a sample."""
+        whole = torch.empty(sum(self._counts), dtype=self._dtype, device=self._device)
+        return Rows(whole, whole.split(self._counts))
+
+    def read(self, into: Rows) -> None:
+        """Copy the sample of the parameters."""
+        # Views are made anew each time: a script may have given a parameter other storage.
+        FUSED._foreach_copy_(
+            list(into.parts),
+            [strided(local(entry), stride) for entry, stride in zip(self.parameters, self._strides, strict=True)],
+        )
+
+    def read_gradients(self, into: Rows) -> list[int]:
+        """Copy the sample of their gradients; of those without a dense one it is zero.
+
+        Returns:
+            Numbers of the parameters that have one.
+        """
+        rows: list[Tensor] = []
+        views: list[Tensor] = []
+        present: list[int] = []
+        for number, (parameter, stride, row) in enumerate(zip(self.parameters, self._strides, into.parts, strict=True)):
+            gradient = parameter.grad
+            if gradient is None or gradient.layout != torch.strided or gradient.device != parameter.device:
+                continue
+            present.append(number)
+            rows.append(row)
+            views.append(strided(local(gradient), stride))
+        if len(present) < len(self.parameters):
+            into.whole.zero_()
+        if rows:
+            FUSED._foreach_copy_(rows, views)
+        return present
+
+    def norms(self, rows: Rows) -> Norms:
+        """Estimated L2 norms of what a sample was taken of, one a tensor."""
+        norms = FUSED._foreach_mul(list(foreach_norm(rows.parts)), self.factors)  # noqa: SLF001
+        return Norms(self.blocks, torch.stack(norms))
+
+
+def coordinates(placed: Sequence[Placed], *, trained: bool = True) -> list[Coordinates]:
+    """Coordinates of all parameters that have elements, one object a device.
+
+    Args:
+        placed: parameters, their blocks rising.
+        trained: leave out those that need no gradient.
+    """
+    devices: dict[torch.device, list[Placed]] = {}
+    for entry in placed:
+        here = local(entry.parameter)
+        if (entry.parameter.requires_grad or not trained) and here.numel():
+            devices.setdefault(here.device, []).append(entry)
+    return [Coordinates(entries) for entries in devices.values()]
+
+
+def stride_of(size: int, limit: int = SAMPLE) -> int:
+    """Every how many elements one is taken: at most `limit` of them, coprime to the size."""
+    stride = -(-size // limit)
+    while math.gcd(stride, size) != 1:
+        stride += 1
+    return stride
+
+
+def strided(tensor: Tensor, stride: int) -> Tensor:
+    """Every `stride`-th element; a view wherever memory has no holes, whatever the order of dimensions."""
+    if tensor.is_contiguous():
+        return tensor.view(-1)[::stride]
+    span = 1 + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    if span == tensor.numel():
+        return tensor.as_strided((-(-span // stride),), (stride,))
+    return tensor.reshape(-1)[::stride]

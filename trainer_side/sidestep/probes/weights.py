@@ -1,0 +1,94 @@
+"""The weights: norms of the whole and of each block, the largest of them, and how far they have come.
+
+The distance ‖θ - θ₀‖ / ‖θ₀‖ from where they were when they were first sampled is estimated from a sample of
+coordinates (`sidestep.probes.sample`); the norms are exact, one pass over the weights.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import ClassVar, Final
+
+import torch
+from torch import Tensor
+
+from sidestep.blocks import local
+from sidestep.probes.norms import FUSED, Norms, by_kind, fold, foreach_norm, gathered, home_of
+from sidestep.probes.protocol import Part, Probe
+from sidestep.probes.sample import Coordinates, Rows, coordinates
+
+TAGS: Final = ("weight_norm", "train/weights/<block>", "train/weights/absmax", "train/weights/distance_from_start")
+
+
+class WeightProbe(Probe):
+    """Weights after a step; once an epoch.
+
+    Args:
+        every: when it samples.
+        distance: also the distance from the start, for which a sample of coordinates is kept.
+    """
+
+    name: ClassVar[str] = "weights"
+    cost: ClassVar[int] = 1
+    tags: ClassVar[tuple[str, ...]] = TAGS
+    every: int | str | None = "epoch"
+
+    def __init__(self, *, every: int | str | None = None, distance: bool = True) -> None:
+        super().__init__(every=every)
+        self._has_distance = distance
+        self._starts: dict[tuple[int, int], list[tuple[Coordinates, Rows]]] = {}
+        self._norms: list[Norms] = []
+        self._largest: list[Tensor] = []
+        self._distances: list[tuple[Norms, Norms]] = []
+
+    def before_step(self, part: Part) -> None:
+        """Keep the sample of the start, once."""
+        if not self._has_distance or part.key in self._starts:
+            return
+        starts = [(each, each.rows()) for each in coordinates(part.placed)]
+        for each, rows in starts:
+            each.read(rows)
+        self._starts = {key: kept for key, kept in self._starts.items() if key[0] != part.number}
+        self._starts[part.key] = starts
+
+    def after_step(self, part: Part) -> None:
+        """Take the norms of one optimizer's weights."""
+        whole = [(local(parameter), block) for parameter, block in part.placed]
+        for group in by_kind([entry for entry in whole if entry[0].numel()]):
+            tensors = [tensor for tensor, _ in group]
+            self._norms.append(Norms([block for _, block in group], torch.stack(foreach_norm(tensors))))
+            self._largest += FUSED._foreach_norm(tensors, float("inf"))  # noqa: SLF001
+        for each, start in self._starts.get(part.key, ()):
+            now = each.rows()
+            each.read(now)
+            now.whole.sub_(start.whole)
+            self._distances.append((each.norms(now), each.norms(start)))
+
+    def report(self, step: int) -> None:
+        """Record the norms of all."""
+        norms, largest, distances = self._norms, self._largest, self._distances
+        self.forget()
+        if not norms:
+            return
+        blocks, folded = fold(norms)
+        tags = _tags(self.watched.names, blocks)
+        values = [_whole(folded), gathered(largest).max().reshape(1), folded]
+        if distances:
+            moved, start = (fold([pair[side] for pair in distances])[1] for side in (0, 1))
+            tags += TAGS[3:]
+            values.append(_whole(moved) / _whole(start))
+        home = home_of(values)
+        self.run.record(tags, torch.cat([value.to(home, non_blocking=True) for value in values]), step=step)
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self._norms, self._largest, self._distances = [], [], []
+
+
+def _whole(norms: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(norms).reshape(1)
+
+
+@lru_cache(maxsize=256)
+def _tags(names: tuple[str, ...], blocks: tuple[int, ...]) -> tuple[str, ...]:
+    return (TAGS[0], TAGS[2], *(f"train/weights/{names[block]}" for block in blocks))
