@@ -27,10 +27,11 @@ $(BIN)/python:
 	@echo "Making $(VENV) with $$($(PYTHON) -V)"
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
+# The lock is whole but for torch, so pip looks up no dependencies (it would find torch missing, and unlocked).
 # Each step has its stamp, so that a second `make` starts at once and a changed lock is installed again.
 $(VENV)/locked: requirements/dev.txt | $(BIN)/python
 	@echo "Installing what is locked in requirements/dev.txt"
-	@$(PIP) install --require-hashes --requirement requirements/dev.txt
+	@$(PIP) install --no-deps --require-hashes --requirement requirements/dev.txt
 	@touch $@
 
 # torch is a peer: whoever trains has chosen a build of it already, so it is neither a dependency nor in the lock.
@@ -70,8 +71,8 @@ bench: install ## run the benchmarks, one after the other
 
 lock: ## renew the locks in requirements/ (UPGRADE=1 takes the newest versions)
 	@command -v $(UV) >/dev/null || { echo "make lock needs uv: pip install uv, or name it: make lock UV=/path/to/uv" >&2; exit 1; }
-	@$(LOCK) --constraint requirements/constraints.txt --extra collector --group dev \
-		pyproject.toml requirements/build.in requirements/dev.in --output-file requirements/dev.txt >/dev/null
+	@$(LOCK) --constraint requirements/constraints.txt --override requirements/overrides.in \
+		--extra collector --group dev --group integrations pyproject.toml requirements/build.in requirements/dev.in --output-file requirements/dev.txt >/dev/null
 	@$(LOCK) --constraint requirements/dev.txt --extra collector pyproject.toml --output-file requirements/collector.txt >/dev/null
 	@$(LOCK) --constraint requirements/dev.txt requirements/build.in --output-file requirements/build.txt >/dev/null
 	@$(LOCK) requirements/duckdb2.in --output-file requirements/duckdb2.txt >/dev/null
