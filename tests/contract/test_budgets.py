@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+import sidestep
+
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = {"torch", "numpy", "duckdb", "tensorboard", "zmq", "msgpack", "msgspec", "click", "pydantic", "structlog"}
 BASE_DEPENDENCIES = {"pyzmq", "msgpack", "click"}
@@ -103,3 +105,10 @@ def test_wheel_asks_for_the_base_dependencies_alone(wheel: Path) -> None:
         metadata: email.message.Message = email.message_from_bytes(archive.read(name))
     requires = metadata.get_all("Requires-Dist") or []
     assert _names([requirement for requirement in requires if "extra ==" not in requirement]) == BASE_DEPENDENCIES
+
+
+def test_no_module_hides_a_public_name() -> None:
+    # Importing `package.name` puts the module into the package, over the function of that name.
+    folder = Path(sidestep.__file__).parent
+    modules = {path.stem for path in folder.iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert modules & set(sidestep.__all__) == set()

@@ -12,8 +12,8 @@ from support.journals import IDENTITY, log, new_journal, seqs_and_gaps, write
 
 from sidestep import journal as journal_module
 from sidestep import segments
-from sidestep.journal import KeySetLayout
 from sidestep.leftover import LeftoverJournal
+from sidestep.records import KeySetLayout
 from sidestep_schemas.segment import iter_ranges
 from sidestep_schemas.wire import DTYPE_FLOAT64, SEGMENT_BYTES_MIN
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from sidestep.encode import packed
-from sidestep.journal import Identity, Journal, KeySetLayout, Shipment
+from sidestep.journal import Journal
+from sidestep.records import Identity, KeySetLayout, Shipment
 from sidestep_schemas.wire import DTYPE_FLOAT64, KIND_TEXT, RECORD_PREFIX, aligned
 from support.journal_reader import fields_of
 

@@ -14,8 +14,9 @@ from support.journals import IDENTITY, log, new_journal, payloads, seqs_and_gaps
 
 from sidestep import journal as journal_module
 from sidestep import segments
-from sidestep.journal import Journal, KeySetLayout, remove_stream_folder, stream_folder
+from sidestep.journal import Journal, remove_stream_folder, stream_folder
 from sidestep.leftover import LeftoverJournal
+from sidestep.records import KeySetLayout
 from sidestep.segments import RING_BYTES_MAX
 from sidestep_schemas.segment import iter_ranges
 from sidestep_schemas.wire import DTYPE_FLOAT32, DTYPE_FLOAT64, RECORD_BYTES_MAX, SEGMENT_BYTES_MIN

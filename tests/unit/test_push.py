@@ -13,9 +13,9 @@ from support.stand_in import StandIn, gaps, seqs, until
 
 from sidestep import journal as journal_module
 from sidestep import push
-from sidestep.journal import Shipment
 from sidestep.leftover import LeftoverJournal
 from sidestep.push import Pusher, _decode_ack
+from sidestep.records import Shipment
 from sidestep_schemas.wire import FRAME_GAP, FRAME_RECORDS, WIRE_VERSION
 
 STREAM = IDENTITY.stream

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sidestep.report import DeliveryReport
     from sidestep.run import Run
     from sidestep.start import active_run, init
-    from sidestep.watch import watch
+    from sidestep.watching import watch
 
 __version__: Final = "0.1.0"
 
@@ -41,7 +41,7 @@ _HOME: Final = {
     "active_run": "sidestep.start",
     "clip_grad_norm_": "sidestep.clip",
     "init": "sidestep.start",
-    "watch": "sidestep.watch",
+    "watch": "sidestep.watching",
 }
 
 

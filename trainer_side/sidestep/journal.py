@@ -11,17 +11,14 @@ import contextlib
 import inspect
 import logging
 import os
-import struct
 import threading
 import time
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import NamedTuple
 
+from sidestep.records import Fate, Identity, KeySetLayout, Shipment, seal
 from sidestep.segments import (
     RING_BYTES_MAX,
     Segment,
@@ -31,17 +28,13 @@ from sidestep.segments import (
 )
 from sidestep_schemas.claims import LOCK_NAME, claim
 from sidestep_schemas.wire import (
-    RANGE_BYTES,
     RECORD_BYTES_MAX,
     RECORD_PREFIX,
-    SCALARS_FORMAT,
-    SCALARS_HEADER,
     SEGMENT_BYTES_MAX,
     SEGMENT_BYTES_MIN,
     SEGMENT_HEADER,
     SegmentHeader,
     aligned,
-    scalars_lead,
 )
 
 logger = logging.getLogger("sidestep")
@@ -53,58 +46,6 @@ _RETRY_SECONDS = 1.0
 #: A mapped file holds a descriptor: when this many wait for a collector, what follows goes into larger ones.
 _SMALL_SEGMENTS_MAX = 8
 _REENTERED = "a signal handler cannot log in the middle of another call that does; log after it"
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Whose records a journal holds. `run` is 16 bytes, `stream` (this start of this process) and `boot` 8."""
-
-    run: bytes
-    rank: int
-    attempt: int
-    stream: bytes
-    boot: bytes
-
-
-class KeySetLayout:
-    """How the values of one key set are laid out in a scalars record: made once, used for every record."""
-
-    __slots__ = ("dtype", "id", "lead", "length", "pack_into", "stride")
-
-    def __init__(self, key_set_id: int, count: int, dtype: int) -> None:
-        record = struct.Struct(f"{SCALARS_FORMAT}{count}{'fd'[dtype]}")
-        self.id = key_set_id
-        self.dtype = dtype
-        self.lead = scalars_lead(record.size - SCALARS_HEADER.size)
-        self.pack_into = record.pack_into
-        self.length = record.size
-        self.stride = aligned(RECORD_PREFIX.size + self.length)
-
-
-class Fate(NamedTuple):
-    """Records by what became of them: all there were, stored, waiting on disk, and lost by reason."""
-
-    sent: int
-    committed: int
-    pending: int
-    lost: dict[str, int]
-
-
-@dataclass(slots=True)
-class Shipment:
-    """Consecutive records on their way: bytes `start:stop` of a segment, or a gap where `segment` is None."""
-
-    first_seq: int
-    records: int
-    segment: Segment | None
-    start: int = 0
-    stop: int = 0
-    reason: str = ""
-
-    @property
-    def next_seq(self) -> int:
-        """Seq behind its last record."""
-        return self.first_seq + self.records
 
 
 class Journal:
@@ -326,7 +267,7 @@ class Journal:
                 self._read_segment, self._read_offset = segment.number, SEGMENT_HEADER.size
             while self._read_offset < (tail := segment.tail):
                 start = self._read_offset
-                stop, records = _seal(segment, start, tail)
+                stop, records = seal(segment, start, tail)
                 first = self._read_seq
                 self._read_offset, self._read_seq = stop, first + records
                 yield Shipment(first, records, segment, start, stop)
@@ -470,17 +411,3 @@ def remove_stream_folder(folder: Path) -> None:
     for empty in (folder, folder.parent):
         with contextlib.suppress(OSError):
             empty.rmdir()
-
-
-def _seal(segment: Segment, start: int, tail: int) -> tuple[int, int]:
-    """Put the checksum on each record from `start`, up to about `RANGE_BYTES`; returns (stop, records)."""
-    view, words, checksum = segment.view, segment.words, zlib.crc32
-    position, records, limit = start, 0, start + RANGE_BYTES
-    while position < tail:
-        length = words[position >> 2]
-        following = (position + 15 + length) & ~7
-        if records and following > limit:
-            break
-        words[(position >> 2) + 1] = checksum(view[position + 8 : position + 8 + length]) or 1
-        position, records = following, records + 1
-    return position, records

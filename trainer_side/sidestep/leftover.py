@@ -17,7 +17,8 @@ from pathlib import Path
 import msgpack
 
 from sidestep.encode import packed
-from sidestep.journal import Identity, Shipment, remove_stream_folder
+from sidestep.journal import remove_stream_folder
+from sidestep.records import Identity, Shipment
 from sidestep.segments import Segment, create_memory_segment, segment_size_for
 from sidestep_schemas.claims import claim
 from sidestep_schemas.errors import SegmentError

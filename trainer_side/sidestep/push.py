@@ -20,7 +20,7 @@ import msgpack
 import zmq
 
 from sidestep.encode import packed
-from sidestep.journal import Identity, Shipment
+from sidestep.records import Identity, Shipment
 from sidestep_schemas.layout import endpoints
 from sidestep_schemas.wire import ACK_TOPIC, FRAME_BYTES_MAX, FRAME_GAP, FRAME_RECORDS, WIRE_VERSION
 

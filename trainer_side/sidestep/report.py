@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
+
+from sidestep.journal import Journal
+from sidestep.push import Pusher
+
+logger = logging.getLogger("sidestep")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +50,35 @@ class DeliveryReport:
         if self.reasons:
             text += f" ({', '.join(f'{count:,}: {reason}' for reason, count in self.reasons.items())})"
         return text
+
+
+def deliver(
+    journal: Journal, pusher: Pusher, timeout: float, started: float, refused: Mapping[str, int]
+) -> DeliveryReport:
+    """Wait until a journal is stored, at most until `timeout` seconds after `started`, and let go of it.
+
+    Args:
+        journal: takes no more records from here on.
+        pusher: ships it; its thread ends here.
+        timeout: seconds.
+        started: monotonic time from which they count.
+        refused: what was not recorded, by kind.
+    """
+    delivered = pusher.wait(journal.end(), timeout)
+    if pusher.stop(max(0.2, timeout - (time.monotonic() - started))):
+        journal.close(delivered=delivered)
+    fate = journal.fate(pusher.delivery.committed)
+    report = DeliveryReport(
+        *fate[:3],
+        lost=sum(fate.lost.values()),
+        reasons=fate.lost,
+        refused=dict(refused),
+        journal=str(journal.folder) if fate.pending else None,
+        seconds=time.monotonic() - started,
+    )
+    if report.lost:
+        logger.warning("records of this run are lost: %s", report)
+    return report
 
 
 class LoggedConfig(dict[str, Any]):

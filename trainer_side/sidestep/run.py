@@ -7,7 +7,6 @@ the training loop: what cannot be recorded is counted and said once (`SIDESTEP_S
 from __future__ import annotations
 
 import json
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,18 +16,17 @@ from typing import Any, Final, Self, cast
 from sidestep import snapshot
 from sidestep.complaints import Complaints
 from sidestep.config import RunConfig
-from sidestep.encode import packed
 from sidestep.epochs import EpochMark
 from sidestep.errors import UsageError
-from sidestep.journal import Journal, KeySetLayout
+from sidestep.journal import Journal
 from sidestep.push import Pusher
-from sidestep.report import DeliveryReport, LoggedConfig
+from sidestep.recorder import KeySetKey, Recorder, is_name, tag_of
+from sidestep.report import DeliveryReport, LoggedConfig, deliver
 from sidestep_schemas.wire import (
     DTYPE_FLOAT32,
     DTYPE_FLOAT64,
     KIND_FIGURE,
     KIND_LIFECYCLE,
-    KIND_SCHEMA,
     KIND_TENSOR,
     KIND_TEXT,
     NO_EPOCH,
@@ -36,12 +34,6 @@ from sidestep_schemas.wire import (
     TIER_STEP,
 )
 
-logger = logging.getLogger("sidestep")
-
-#: Key sets that are remembered; a script that logs ever new names makes records of a new set each time.
-_LAYOUTS_MAX: Final = 4096
-_NAME_BYTES_MAX: Final = 1024
-_NAMES_MAX: Final = 10_000
 _PLAIN: Final = (float, int)
 
 
@@ -68,8 +60,8 @@ class Run:
         self._step = -1
         self._epoch = NO_EPOCH
         self._counts_own_steps = True
-        self._layouts: dict[tuple[str | None, str, int, tuple[str, ...]], KeySetLayout] = {}
-        self._next_key_set = 0
+        self._recorder = Recorder(journal)
+        self._layouts = self._recorder.layouts
         self._mailbox = snapshot.DeviceMailbox()
         self._complaints = Complaints(strict=settings.strict)
         self._report: DeliveryReport | None = None
@@ -220,14 +212,15 @@ class Run:
             self._step if step is None else step,
             self._epoch if epoch is None else epoch,
         )
-        if snapshot.is_tensor(values):
-            if snapshot.is_on_device(values):
-                self._mailbox.post(values, lambda host: self._append(at, names, host.tolist(), tier, DTYPE_FLOAT32))
-                return
-            values = values.tolist()
-            self._guarded(lambda: self._append(at, names, values, tier, DTYPE_FLOAT32))
+        scalars = self._recorder.scalars
+        if not snapshot.is_tensor(values):
+            self._guarded(lambda: scalars(at, KeySetKey(None, tier, DTYPE_FLOAT64, names), values))
             return
-        self._guarded(lambda: self._append(at, names, values, tier, DTYPE_FLOAT64))
+        key = KeySetKey(None, tier, DTYPE_FLOAT32, names)
+        if snapshot.is_on_device(values):
+            self._mailbox.post(values, lambda host: scalars(at, key, host.tolist()))
+        else:
+            self._guarded(lambda: scalars(at, key, values.tolist()))
 
     def collect(self) -> None:
         """Record what has arrived from a device since; never waits. Called by the watched optimizer's hook."""
@@ -248,10 +241,10 @@ class Run:
     # --- other things ------------------------------------------------------------------------------------
 
     def image(self, name: str, image: Any, *, step: int | None = None, split: str | None = None) -> None:
-        """Record an image: PNG bytes, a Pillow image, or an array or tensor of shape (H, W), (H, W, C), (C, H, W),
-        uint8 or floats from 0 to 1. It is encoded here, in the calling thread: milliseconds, not microseconds."""
+        """Record an image: PNG bytes, a Pillow image, or an array or tensor of shape (H, W), (H, W, C), (C, H, W), uint8
+        or floats from 0 to 1. It is encoded here, in the calling thread: milliseconds, not microseconds."""
         self._guarded(
-            lambda: self._append_item(KIND_FIGURE, step, "image", _tag(name, split), snapshot.png(image), b"")
+            lambda: self._append_item(KIND_FIGURE, step, "image", tag_of(name, split), snapshot.png(image), b"")
         )
 
     def histogram(
@@ -271,7 +264,7 @@ class Run:
             if (values is None) == (counts is None):
                 raise UsageError("histogram() takes either values, or counts with edges")
             pair = snapshot.counted_histogram(counts, edges) if values is None else snapshot.histogram(values, bins)
-            self._append_item(KIND_FIGURE, step, "histogram", _tag(name, split), *pair)
+            self._append_item(KIND_FIGURE, step, "histogram", tag_of(name, split), *pair)
 
         self._guarded(append)
 
@@ -281,7 +274,7 @@ class Run:
 
         def append(host: Any) -> None:
             raw = snapshot.raw_tensor(host)
-            self._append_item(KIND_TENSOR, step, _tag(name, split), raw.dtype, raw.shape, raw.data)
+            self._append_item(KIND_TENSOR, step, tag_of(name, split), raw.dtype, raw.shape, raw.data)
 
         if self._journal is not None and snapshot.is_on_device(value):
             self._guarded(lambda: self._mailbox.post(value.detach(), append))
@@ -290,7 +283,7 @@ class Run:
 
     def text(self, name: str, text: str, *, step: int | None = None, split: str | None = None) -> None:
         """Record a text."""
-        self._guarded(lambda: self._append_item(KIND_TEXT, step, "text", _tag(name, split), str(text)))
+        self._guarded(lambda: self._append_item(KIND_TEXT, step, "text", tag_of(name, split), str(text)))
 
     def mark(self, event: str, /, *, step: int | None = None, **details: Any) -> None:
         """Record that something happened: `run.mark("checkpoint", path=..., size_mb=...)`."""
@@ -355,6 +348,7 @@ class Run:
     def turn_off(self) -> None:
         """Make every further call do nothing: said in a forked child, whose journal belongs to its parent."""
         self._journal = None
+        self._recorder.close()
         self._pusher = None
         self._report = DeliveryReport(0, 0, 0, 0)
 
@@ -373,76 +367,24 @@ class Run:
         if not isinstance(mapping, Mapping):
             raise UsageError(f"log() takes a mapping of names to numbers, not {type(mapping).__name__}")
         at = (time.time_ns(), int(step), float(epoch))
-        plain: dict[str, float] = {}
-        device: dict[str, Any] = {}
-        for name, value in mapping.items():
-            if not _is_name(name, split):
-                what = f"{name!r:.80} is no name: names are text of 1 to {_NAME_BYTES_MAX} bytes; its value is left out"
-                self._complaints.add("name", repr(name)[:80], what)
-            elif snapshot.is_on_device(value) and value.numel() == 1:
-                device[name] = value.detach().reshape(())
-            elif snapshot.dimensions(value) > 0 and snapshot.element_count(value) != 1:
-                self.tensor(_tag(name, split), value, step=at[1])
-            else:
-                try:
-                    plain[name] = snapshot.scalar(value)
-                except (TypeError, ValueError, OverflowError, RuntimeError) as error:
-                    what = f"{name!r} is no number and is left out: {error}"
-                    self._complaints.add("value", name, what)
+        plain, device, arrays = snapshot.sort_out(mapping, lambda name: is_name(name, split), self._complaints.add)
+        for name, value in arrays.items():
+            self.tensor(tag_of(name, split), value, step=at[1])
         if plain:
-            self._append(at, tuple(plain), plain.values(), tier, DTYPE_FLOAT64, split)
+            self._recorder.scalars(at, KeySetKey(split, tier, DTYPE_FLOAT64, tuple(plain)), plain.values())
         if device:
             self._post_scalars(at, device, tier, split)
 
     def _post_scalars(self, at: tuple[int, int, float], device: dict[str, Any], tier: str, split: str | None) -> None:
         import torch  # noqa: PLC0415 - whoever has a tensor on a device has torch
 
-        names = tuple(device)
         stacked = torch.stack([value.to(torch.float32) for value in device.values()])
-        self._mailbox.post(stacked, lambda host: self._append(at, names, host.tolist(), tier, DTYPE_FLOAT32, split))
-
-    def _append(  # noqa: PLR0917 - a record is all of these
-        self,
-        at: tuple[int, int, float],
-        names: tuple[str, ...],
-        values: Iterable[float],
-        tier: str,
-        dtype: int,
-        split: str | None = None,
-    ) -> None:
-        journal = self._journal
-        if journal is None:
-            return
-        key = (split, tier, dtype, names)
-        layout = self._layouts.get(key)
-        if layout is None:
-            layout = self._declare(journal, key)
-        journal.append_scalars(*at, layout, values)
-
-    def _declare(self, journal: Journal, key: tuple[str | None, str, int, tuple[str, ...]]) -> KeySetLayout:
-        split, tier, dtype, names = key
-        tags = tuple(_tag(name, split) for name in names)
-        if len(tags) > _NAMES_MAX:
-            raise UsageError(f"{len(tags)} names in one call; at most {_NAMES_MAX} are recorded at once")
-        if len(set(tags)) != len(tags):
-            double = next(tag for tag in tags if tags.count(tag) > 1)
-            raise UsageError(f"two names of one call give the same tag {double!r}")
-        layout = KeySetLayout(self._next_key_set, len(names), dtype)
-        self._next_key_set += 1
-        payload = (layout.id, dtype, tier, tags, ())
-        now, step, epoch = time.time_ns(), self._step, self._epoch
-        journal.append(lambda seq: packed(KIND_SCHEMA, seq, now, step, epoch, *payload))
-        if len(self._layouts) >= _LAYOUTS_MAX:
-            self._layouts.clear()
-        self._layouts[key] = layout
-        return layout
+        key = KeySetKey(split, tier, DTYPE_FLOAT32, tuple(device))
+        self._mailbox.post(stacked, lambda host: self._recorder.scalars(at, key, host.tolist()))
 
     def _append_item(self, kind: int, step: int | None, *fields: Any) -> None:
-        journal = self._journal
-        if journal is None:
-            return
         at = (time.time_ns(), self._step if step is None else int(step), self._epoch)
-        journal.append(lambda seq: packed(kind, seq, *at, *fields))
+        self._recorder.item(kind, at, *fields)
 
     def _event(self, event: str, details: Mapping[str, Any], step: int | None = None) -> None:
         self._append_item(KIND_LIFECYCLE, step, event, json.dumps(snapshot.jsonable(details), allow_nan=False))
@@ -497,21 +439,8 @@ class Run:
         status = status or ("failed" if self._failure else "finished")
         self._guarded(lambda: self._event("end", {"status": status, "error": self._failure}))
         self._journal = None  # whatever is logged from here on is nothing
-        delivered = pusher.wait(journal.end(), timeout)
-        if pusher.stop(max(0.2, timeout - (time.monotonic() - started))):
-            journal.close(delivered=delivered)
-        fate = journal.fate(pusher.delivery.committed)
-        report = DeliveryReport(
-            *fate[:3],
-            lost=sum(fate.lost.values()),
-            reasons=fate.lost,
-            refused=dict(self._complaints.counts),
-            journal=str(journal.folder) if fate.pending else None,
-            seconds=time.monotonic() - started,
-        )
-        if report.lost:
-            logger.warning("records of this run are lost: %s", report)
-        return report
+        self._recorder.close()
+        return deliver(journal, pusher, timeout, started, self._complaints.counts)
 
 
 def _initial(config: Any) -> dict[str, Any]:
@@ -519,11 +448,3 @@ def _initial(config: Any) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UsageError(f"config= takes a mapping of names to settings, not {type(config).__name__}")
     return cast("dict[str, Any]", content)
-
-
-def _is_name(name: Any, split: str | None) -> bool:
-    return isinstance(name, str) and name != "" and len(_tag(name, split).encode("utf-8", "replace")) <= _NAME_BYTES_MAX
-
-
-def _tag(name: str, split: str | None) -> str:
-    return name if split is None or "/" in name else f"{split}/{name}"

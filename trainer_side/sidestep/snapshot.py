@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 
 #: Copies from a device that may be under way at once; a further one is skipped and counted.
 DEVICE_SLOTS: Final = 3
+NAME_BYTES_MAX: Final = 1024
 
 
 class RawTensor(NamedTuple):
@@ -95,6 +96,35 @@ def scalar(value: Any) -> float:
     elif hasattr(value, "__float__") and not isinstance(value, str | bytes):
         return float(value)
     raise TypeError(f"{type(value).__name__} is no real number")
+
+
+def sort_out(
+    mapping: Mapping[Any, Any], is_name: Callable[[Any], bool], complain: Callable[[str, str, str], None]
+) -> tuple[dict[str, float], dict[str, Any], dict[str, Any]]:
+    """What of a mapping can be recorded, and how: plain numbers, numbers on a device, arrays.
+
+    Args:
+        mapping: names to values.
+        is_name: whether a key can name a value.
+        complain: told kind, subject and message of each entry that is left out.
+    """
+    plain: dict[str, float] = {}
+    device: dict[str, Any] = {}
+    arrays: dict[str, Any] = {}
+    for name, value in mapping.items():
+        if not is_name(name):
+            what = f"{name!r:.80} is no name: names are text of 1 to {NAME_BYTES_MAX} bytes; its value is left out"
+            complain("name", repr(name)[:80], what)
+        elif is_on_device(value) and value.numel() == 1:
+            device[name] = value.detach().reshape(())
+        elif dimensions(value) > 0 and element_count(value) != 1:
+            arrays[name] = value
+        else:
+            try:
+                plain[name] = scalar(value)
+            except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+                complain("value", name, f"{name!r} is no number and is left out: {error}")
+    return plain, device, arrays
 
 
 def element_count(value: Any) -> int:

@@ -20,9 +20,10 @@ import sidestep
 from sidestep import launch
 from sidestep.config import RunConfig, resolve
 from sidestep.errors import UsageError
-from sidestep.journal import Identity, Journal, stream_folder
+from sidestep.journal import Journal, stream_folder
 from sidestep.leftover import boot_id
 from sidestep.push import Pusher
+from sidestep.records import Identity
 from sidestep.run import Run
 from sidestep.segments import is_network_folder
 from sidestep_schemas.layout import endpoints, journal_roots, run_dir

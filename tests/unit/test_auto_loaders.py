@@ -1,0 +1,125 @@
+"""Which passes over loaders are epochs, and which are validations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from sidestep.auto.loaders import Loaders, Pass
+from sidestep.auto.patching import Faults
+
+
+class FakeRun:
+    def __init__(self) -> None:
+        self.epochs: list[int] = []
+        self.recorded: list[tuple[float, float]] = []
+
+    def epoch(self, number: int) -> None:
+        self.epochs.append(number)
+
+    def record(self, tags: tuple[str, ...], values: tuple[float, ...], *, epoch: float, tier: str) -> None:
+        assert (tags, tier) == (("perf/data_loading_frac",), "epoch")
+        self.recorded.append((epoch, values[0]))
+
+
+class Script:
+    """Iterates as a script would, with the loaders told as the wrappers tell them."""
+
+    def __init__(self) -> None:
+        self.run: Any = FakeRun()
+        self.ended: list[Pass] = []
+        self.loaders = Loaders(Faults(), lambda: True, self.ended.append)
+
+    def go(self, loader: DataLoader[Any], *, steps: bool, batches: int | None = None) -> None:
+        iterator = iter(loader)
+        self.loaders._begin(loader, iterator, 0.0)
+        for number, _ in enumerate(iterator):
+            self.loaders._note(iterator, 0.0, is_over=False)
+            if steps:
+                self.loaders.begin_step(self.run)
+            if number + 1 == batches:
+                return
+        self.loaders._note(iterator, 0.0, is_over=True)
+
+
+@pytest.fixture(autouse=True)
+def strict(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIDESTEP_STRICT", "1")
+
+
+def loader_of(samples: int) -> DataLoader[Any]:
+    return DataLoader(TensorDataset(torch.zeros(samples, 1)), batch_size=4)
+
+
+def test_each_pass_that_is_trained_on_is_an_epoch() -> None:
+    script, train, val = Script(), loader_of(12), loader_of(8)
+    for _ in range(3):
+        script.go(train, steps=True)
+        with torch.no_grad():
+            script.go(val, steps=False)
+    assert script.run.epochs == [1, 2, 3]
+    assert [one.loader for one in script.ended] == [val] * 3
+
+
+def test_a_pass_that_is_left_early_is_an_epoch_too() -> None:
+    script, train = Script(), loader_of(12)
+    for _ in range(2):
+        script.go(train, steps=True, batches=1)
+    assert script.run.epochs == [1, 2]
+    assert [epoch for epoch, _ in script.run.recorded] == [1]
+
+
+def test_a_loader_made_anew_for_each_epoch_goes_on() -> None:
+    script = Script()
+    for _ in range(3):
+        script.go(loader_of(12), steps=True)
+    assert script.run.epochs == [1, 2, 3]
+
+
+def test_a_validation_in_the_middle_of_an_epoch_begins_none() -> None:
+    script, train, val = Script(), loader_of(12), loader_of(8)
+    iterator = iter(train)
+    script.loaders._begin(train, iterator, 0.0)
+    for _ in iterator:
+        script.loaders._note(iterator, 0.0, is_over=False)
+        script.loaders.begin_step(script.run)
+        script.go(val, steps=False)
+        script.loaders.begin_step(script.run)  # on the batch from before
+    assert script.run.epochs == [1]
+
+
+def test_a_second_loader_beside_the_first_begins_no_epoch() -> None:
+    script, labelled, unlabelled = Script(), loader_of(8), loader_of(20)
+    script.go(labelled, steps=True)
+    script.go(unlabelled, steps=True)
+    assert script.run.epochs == [1]
+
+
+def test_a_pass_without_gradients_over_the_training_data_is_known_as_such() -> None:
+    script, train = Script(), loader_of(12)
+    script.go(train, steps=True)
+    with torch.no_grad():
+        script.go(train, steps=False)
+    assert script.loaders.last is not None
+    assert script.loaders.is_trained_on(script.loaders.last)
+    assert len(script.ended) == 1
+
+
+def test_the_length_of_a_stream_is_not_asked_for() -> None:
+    class Stream(IterableDataset[int]):
+        def __len__(self) -> int:
+            raise AssertionError("torch would warn about it later")
+
+        def __iter__(self) -> Any:
+            return iter(range(4))
+
+    assert Pass(1, DataLoader(Stream())).kind == ("Stream", None)
+
+
+def test_the_share_of_waiting_lies_between_none_and_all() -> None:
+    one = Pass(1, loader_of(4))
+    one.wait(0.0)
+    assert one.waiting_share == 0
