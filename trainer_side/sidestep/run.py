@@ -241,8 +241,8 @@ class Run:
     # --- other things ------------------------------------------------------------------------------------
 
     def image(self, name: str, image: Any, *, step: int | None = None, split: str | None = None) -> None:
-        """Record an image: PNG bytes, a Pillow image, or an array or tensor of shape (H, W), (H, W, C), (C, H, W), uint8
-        or floats from 0 to 1. It is encoded here, in the calling thread: milliseconds, not microseconds."""
+        """Record an image: PNG bytes, a Pillow image, or an array or tensor of shape (H, W), (H, W, C) or (C, H, W) of
+        uint8 or floats from 0 to 1. It is encoded here, in the calling thread: milliseconds, not microseconds."""
         self._guarded(
             lambda: self._append_item(KIND_FIGURE, step, "image", tag_of(name, split), snapshot.png(image), b"")
         )
