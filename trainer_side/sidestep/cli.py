@@ -230,6 +230,7 @@ def _missing(name: str, why: str) -> click.Command:
     return click.Command(
         name,
         callback=fail,
+        help="Not here: it needs the collector, pip install 'sidestep[collector]'.",
         params=[click.Argument(["rest"], nargs=-1, type=click.UNPROCESSED)],
         context_settings={"ignore_unknown_options": True},
     )
