@@ -6,13 +6,15 @@ A script that begins a run of its own before its first step is left to itself: i
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+import sidestep
 from sidestep import start
 from sidestep.auto import naming, owners, report
 from sidestep.auto.clipping import Clipping
@@ -23,7 +25,8 @@ from sidestep.auto.predictions import Predictions
 from sidestep.auto.saving import Saving
 from sidestep.auto.scaling import Scaling
 from sidestep.run import Run
-from sidestep.watch import watch
+
+_LATER: Final = "what it trains is not captured; a script that trains several times calls sidestep.watch itself"
 
 
 class Capture:
@@ -44,8 +47,9 @@ class Capture:
         self.steps = 0
         self._parsed = parsed
         self._every = naming.every()
-        self._numbers: dict[Optimizer, int] = {}
-        self._roots: list[nn.Module] = []
+        self._numbers: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
+        self._roots: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        self._is_foreign = False
         faults = self.faults = Faults()
         self._losses = Losses(faults, self._is_on)
         self._loaders = Loaders(faults, self._is_on, self._end_pass)
@@ -118,14 +122,14 @@ class Capture:
         found = owners.find_owners(optimizers)
         model = owners.as_model(found, optimizers)
         named = naming.init_arguments(self._parsed)
-        run = watch(model, optimizers, every=self._every, **named)
+        run = sidestep.watch(model, optimizers, every=self._every, **named)
         if run.is_off:
             self.turn_off()
             return
         self.faults.complain = run.complain
         self.run = run
-        self._numbers = {one: number for number, one in enumerate(optimizers)}
-        self._roots = [owner.module for owner in found]
+        self._numbers.update((one, number) for number, one in enumerate(optimizers))
+        self._roots.update(owner.module for owner in found)
         run.at_finish(self._end)
         self._clipping.begin()
         lines = [
@@ -141,14 +145,18 @@ class Capture:
 
     def _begin_step(self, run: Run, optimizer: Optimizer, has_closure: bool) -> None:
         # First the validation, which belongs to the epoch that has ended.
-        self._predictions.end_validation(run)
-        if self._numbers.get(optimizer) == 0:
+        self._end_validation(run)
+        number = self._numbers.get(optimizer)
+        self._is_foreign = number is None
+        if number is None:
+            run.complain("capture", "optimizer", f"{type(optimizer).__name__} was made after the first step: {_LATER}")
+        elif number == 0:
             self._loaders.begin_step(run)
         self._losses.begin_step(has_closure=has_closure)
 
     def _end_step(self, run: Run, optimizer: Optimizer) -> None:
         number = self._numbers.get(optimizer)
-        if number is None:  # made since: its losses are its own
+        if number is None:
             self._losses.drop()
         else:
             self._losses.end_step(run, number)
@@ -163,13 +171,19 @@ class Capture:
 
     def _end_pass(self, _: Pass) -> None:
         if self.run is not None:
-            self._predictions.end_validation(self.run)
+            self._end_validation(self.run)
+
+    def _end_validation(self, run: Run) -> None:
+        if self._is_foreign:
+            self._predictions.drop_validation()
+        else:
+            self._predictions.end_validation(run)
 
     def _end(self) -> None:
         run = self.run
         if run is None:
             return
-        self._predictions.end_validation(run)
+        self._end_validation(run)
         self._loaders.flush()
         self._losses.flush()
         self._scaling.flush()

@@ -37,6 +37,7 @@ class Losses:
         self._far: Tensor | None = None
         self._count = 0
         self._in_closure = False
+        self._closure_is_seen = False
         self._unscaled: tuple[weakref.ref[Tensor], Tensor] | None = None
         self._series: dict[str, Series] = {}
 
@@ -46,10 +47,9 @@ class Losses:
         wrap(torch.amp.GradScaler, "scale", self._around_scale)
 
     def begin_step(self, *, has_closure: bool) -> None:
-        """A step begins; the losses of a closure come within it, and the first of them is the step's."""
+        """A step begins; of the losses that a closure gives within it, the first counts."""
         self._in_closure = has_closure
-        if has_closure:
-            self.drop()
+        self._closure_is_seen = False
 
     def end_step(self, run: Run, number: int) -> None:
         """Record what was added up as the loss of the optimizer of a number; that of the first has none."""
@@ -101,7 +101,7 @@ class Losses:
             return
         if not isinstance(tensors, Tensor | list | tuple):
             return  # an iterator can be read once, and that is torch's
-        if self._in_closure and self._count:
+        if self._in_closure and self._closure_is_seen:
             return
         losses = [tensors] if isinstance(tensors, Tensor) else list(tensors)
         if any(loss.numel() != 1 or loss.device.type == "meta" for loss in losses):
@@ -109,6 +109,7 @@ class Losses:
         for loss in losses:
             self._add(self._plain(loss))
         self._count += 1
+        self._closure_is_seen = True
 
     def _add(self, loss: Tensor) -> None:
         if loss.device.type == "cpu":

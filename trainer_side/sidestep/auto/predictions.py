@@ -108,6 +108,10 @@ class Predictions:
         """Forget the batches of a step that does not count."""
         self._train.clear()
 
+    def drop_validation(self) -> None:
+        """Forget a validation that belongs to no step."""
+        self._val.clear()
+
     def end_validation(self, run: Run) -> None:
         """Record what was added up since the last validation."""
         sums, self._val = self._val, {}

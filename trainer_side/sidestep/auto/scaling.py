@@ -1,4 +1,7 @@
-"""Mixed precision: the scale of `GradScaler`, and the steps that it leaves out. Nothing waits for a device."""
+"""Mixed precision: the scale of `GradScaler`, and the steps that it leaves out. Nothing waits for a device.
+
+A step that is left out has no number of its own, so it counts with the step that follows.
+"""
 
 from __future__ import annotations
 
@@ -33,6 +36,8 @@ class Scaling:
         self._steps = steps
         self._skipped = skipped
         self._series: Series | None = None
+        self._recorded = 0
+        self._left_out: Tensor | None = None
 
     def install(self) -> None:
         """See `step` and `update`."""
@@ -70,8 +75,15 @@ class Scaling:
     def _record(self, run: Run, before: Tensor, scaler: Any) -> None:
         if self._series is None:
             self._series = Series(run, *TAGS)
+        scale = _scale(scaler)[0]
         # torch lowers the scale after infinite gradients, and at no other time.
-        values = torch.stack([scale := _scale(scaler)[0], (scale < before).to(torch.float32)])
+        left_out = (scale < before).to(torch.float32)
+        self._left_out = left_out if self._left_out is None else self._left_out + left_out
+        if self._steps() == self._recorded:
+            return
+        self._recorded = self._steps()
+        values = torch.stack([scale, self._left_out])
+        self._left_out = None
         self._series.add(tuple(values.tolist()) if values.device.type == "cpu" else values)
 
 
