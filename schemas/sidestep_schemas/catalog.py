@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from sidestep_schemas.wire import TIER_EPOCH, TIER_STEP
+from sidestep_schemas.wire import TIER_EPOCH, TIER_PERIODIC, TIER_STEP
 
 Better = Literal["lower", "higher"] | None
 
@@ -208,6 +208,69 @@ METRICS: Final[tuple[Metric, ...]] = (
         "Adam's step size after bias correction, lr √(1 - β₂ᵗ) / (1 - β₁ᵗ), of the first parameter group.",
     ),
     Metric(
+        "train/activations/<module>/rms",
+        "size of activations",
+        "",
+        TIER_PERIODIC,
+        "Root of the mean square of a module's output, of its first call in a step.",
+    ),
+    Metric(
+        "train/activations/<module>/absmax",
+        "largest activation",
+        "",
+        TIER_PERIODIC,
+        "Largest absolute value of a module's output.",
+        None,
+        "max",
+    ),
+    Metric(
+        "train/activations/<module>/zero_share",
+        "zero activations",
+        "fraction",
+        TIER_PERIODIC,
+        "Share of a module's output that is exactly zero.",
+    ),
+    Metric(
+        "train/activations/<module>/dead_share",
+        "dead units",
+        "fraction",
+        TIER_PERIODIC,
+        "Share of a rectifier's units that are zero for the whole batch; units are the last dimension of an output with up to three, else the second.",
+        "lower",
+    ),
+    Metric(
+        "train/activations/<module>/saturated_share",
+        "saturated activations",
+        "fraction",
+        TIER_PERIODIC,
+        "Share of a bounded module's output within 1 % of half its range from an end of it (tanh: above 0.99).",
+        "lower",
+    ),
+    Metric("train/logits/max", "largest logit", "", TIER_STEP, "Largest of a batch's logits.", None, "max"),
+    Metric("train/logits/mean", "mean logit", "", TIER_STEP, "Mean of a batch's logits."),
+    Metric("train/logits/std", "spread of logits", "", TIER_STEP, "Standard deviation of a batch's logits."),
+    Metric(
+        "train/logits/confidence",
+        "confidence",
+        "fraction",
+        TIER_STEP,
+        "Mean over a batch of the largest softmax probability.",
+    ),
+    Metric(
+        "train/logits/entropy",
+        "entropy of predictions",
+        "nats",
+        TIER_STEP,
+        "Mean over a batch of the entropy of the softmax probabilities.",
+    ),
+    Metric(
+        "train/logits/marginal_entropy",
+        "entropy of the mean prediction",
+        "nats",
+        TIER_STEP,
+        "Entropy of the softmax probabilities averaged over a batch: ln K where all of K classes are predicted alike, 0 where one is predicted for all.",
+    ),
+    Metric(
         "train/amp/scale",
         "loss scale",
         "",
@@ -232,6 +295,51 @@ METRICS: Final[tuple[Metric, ...]] = (
         TIER_STEP,
         "Optimizer steps per second since the last report, on this rank.",
         "higher",
+    ),
+    Metric(
+        "perf/step_time_ms",
+        "step time",
+        "ms",
+        TIER_STEP,
+        "From the end of the step before to the end of the optimizer's step; on a GPU by its own clock.",
+        "lower",
+        "max",
+    ),
+    Metric(
+        "perf/data_loading_frac",
+        "waiting for data",
+        "fraction",
+        TIER_STEP,
+        "Share of a step's time on the host before its forward passes begin: getting a batch, moving it, clearing gradients.",
+        "lower",
+        "max",
+    ),
+    Metric(
+        "train/performance/forward_time_ms",
+        "forward time",
+        "ms",
+        TIER_STEP,
+        "Time in the model's forward passes of a step; on a GPU by its own clock.",
+        "lower",
+        "max",
+    ),
+    Metric(
+        "train/performance/backward_time_ms",
+        "backward time",
+        "ms",
+        TIER_STEP,
+        "From the gradient's arrival at the model's output to the end of the backward pass, over a step; on a GPU by its own clock.",
+        "lower",
+        "max",
+    ),
+    Metric(
+        "train/performance/optimizer_time_ms",
+        "optimizer time",
+        "ms",
+        TIER_STEP,
+        "From the beginning of the first optimizer's step to the end of the last one's; on a GPU by its own clock.",
+        "lower",
+        "max",
     ),
     Metric(
         "perf/epoch_time_sec",

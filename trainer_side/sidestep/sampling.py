@@ -33,6 +33,8 @@ class Sampling:
             (probe, cadence(every if probe.every is None else probe.every, probe.name)) for probe in probes
         ]
         self._each_step: list[Probe] = [probe for probe in probes if type(probe).end_step is not Probe.end_step]
+        self._late: list[Probe] = []
+        self._has_stepped = False
         watched.switch_off = self._switch_off
         for probe, _ in self._active.copy():
             self._call(probe, "attach", watched)
@@ -40,7 +42,9 @@ class Sampling:
     def begin(self, step: int) -> None:
         """Find who samples a step, before anything of it has happened."""
         watched = self._watched
-        due = [probe for probe, cadence in self._active if cadence.is_due(step, watched)]
+        due = [probe for probe, cadence in self._active if cadence.is_due(step, watched) or probe in self._late]
+        self._late = [] if self._has_stepped else [probe for probe in due if probe.hooks_forward]
+        due = [probe for probe in due if probe not in self._late]
         for probe in self.due:
             if probe not in due:
                 self._call(probe, "forget")
@@ -49,9 +53,9 @@ class Sampling:
             self._call(probe, "begin", step)
 
     def tell(self, event: str, subject: Part | int) -> None:
-        """Call a method of each probe that samples."""
+        """Call a method of each probe that samples; after a step in reverse, so that the last is next to the step."""
         with torch.no_grad():
-            for probe in self.due.copy():
+            for probe in self.due[:: -1 if event == "after_step" else 1]:
                 self._call(probe, event, subject)
 
     def report(self, step: int) -> None:
@@ -61,6 +65,7 @@ class Sampling:
 
     def end_step(self) -> None:
         """A step has ended."""
+        self._has_stepped = True
         for probe in self._each_step.copy():
             self._call(probe, "end_step")
 
@@ -68,7 +73,7 @@ class Sampling:
         """Let every probe remove its hooks."""
         for probe, _ in self._active.copy():
             self._call(probe, "detach")
-        self._active, self._each_step, self.due = [], [], []
+        self._active, self._each_step, self._late, self.due = [], [], [], []
 
     def _call(self, probe: Probe, event: str, *arguments: object) -> None:
         try:
@@ -79,6 +84,7 @@ class Sampling:
     def _switch_off(self, probe: Probe, event: str, error: Exception) -> None:
         self._active = [entry for entry in self._active if entry[0] is not probe]
         self._each_step = [other for other in self._each_step if other is not probe]
+        self._late = [other for other in self._late if other is not probe]
         self.due = [other for other in self.due if other is not probe]
         name = probe.name or type(probe).__name__
         what = f"probe {name!r} is switched off: {event} raised {type(error).__name__}: {error}"

@@ -146,6 +146,8 @@ class Probe:
         cost: 0 free, 1 a reduction for each tensor, 2 a copy or a hook, 3 a forward or backward more, 4 tens of them.
         every: when it samples: a number of steps, "epoch", "0.25 epoch", "validation"; None is as `watch` was told.
         tags: names of what it records, as the catalogue has them.
+        hooks_forward: whether it hangs hooks on modules in `begin`. It is then left out of a run's first step, and has
+            the second instead: a model that compiles itself in its first call would have the hooks compiled in.
 
     Args:
         every: instead of the class's.
@@ -154,6 +156,7 @@ class Probe:
     name: ClassVar[str] = ""
     cost: ClassVar[int] = 1
     tags: ClassVar[tuple[str, ...]] = ()
+    hooks_forward: ClassVar[bool] = False
     every: int | str | None = None
     run: Run
     watched: Watched

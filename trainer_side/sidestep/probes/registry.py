@@ -18,11 +18,17 @@ BUILT_IN: Final = {
     "updates": ("sidestep.probes.updates", "UpdateProbe"),
     "weights": ("sidestep.probes.weights", "WeightProbe"),
     "moments": ("sidestep.probes.moments", "MomentProbe"),
+    "activations": ("sidestep.probes.activations", "ActivationProbe"),
+    "logits": ("sidestep.probes.logits", "LogitProbe"),
     "throughput": ("sidestep.probes.throughput", "Throughput"),
+    "time": ("sidestep.probes.timing", "TimeProbe"),
     "memory": ("sidestep.probes.memory", "MemoryProbe"),
 }
 #: Those of a `watch` that names none.
-DEFAULTS: Final = ("clipping", "optimizer", "gradients", "updates", "weights", "moments", "throughput", "memory")
+DEFAULTS: Final = (
+    *("clipping", "optimizer", "gradients", "updates", "weights", "moments", "activations"),
+    *("throughput", "time", "memory"),
+)
 GROUP: Final = "sidestep.probes"
 
 Setting = bool | int | str | Mapping[str, Any] | Probe

@@ -1,0 +1,185 @@
+"""Where the time of a step goes: waiting for data, forward, backward, the optimizer.
+
+On a GPU times are those of the device: events are recorded between its kernels, and read when a later step finds
+that they have happened. The share of waiting is of the host's clock in any case.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Final, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from sidestep.probes.protocol import Part, Probe
+
+TAGS: Final = (
+    "perf/step_time_ms",
+    "perf/data_loading_frac",
+    "train/performance/optimizer_time_ms",
+    "train/performance/forward_time_ms",
+    "train/performance/backward_time_ms",
+)
+
+#: Steps whose events have not happened yet; of more the oldest is given up.
+_PENDING_MAX: Final = 8
+
+
+class Mark(NamedTuple):
+    """A moment: on the host's clock in seconds, and on the device where there is one."""
+
+    host: float
+    event: torch.cuda.Event | None
+
+    def until(self, later: Mark) -> float:
+        """Milliseconds from here to there, on the device where there is one. Both must have happened."""
+        if self.event is None or later.event is None:
+            return (later.host - self.host) * 1e3
+        return self.event.elapsed_time(later.event)
+
+
+class _Step:
+    """Moments of a step.
+
+    Attributes:
+        forward, backward: pairs of beginning and end, one a micro-batch; a pair may lack its end.
+    """
+
+    def __init__(self, begin: Mark) -> None:
+        self.number = -1
+        self.begin = begin
+        self.forward: list[list[Mark]] = []
+        self.backward: list[list[Mark]] = []
+        self.update: Mark | None = None
+        self.end: Mark | None = None
+
+    def values(self) -> dict[str, float]:
+        """Times by tag."""
+        assert self.update is not None
+        assert self.end is not None
+        forward = [pair for pair in self.forward if len(pair) == 2]
+        backward = [pair for pair in self.backward if len(pair) == 2]
+        found = {TAGS[0]: self.begin.until(self.end), TAGS[2]: self.update.until(self.end)}
+        if forward:
+            seconds = self.end.host - self.begin.host
+            found[TAGS[1]] = min(1.0, self._waited(forward, backward) / seconds) if seconds > 0 else 0.0
+            found[TAGS[3]] = sum(first.until(last) for first, last in forward)
+        if backward:
+            found[TAGS[4]] = sum(first.until(last) for first, last in backward)
+        return found
+
+    def _waited(self, forward: list[list[Mark]], backward: list[list[Mark]]) -> float:
+        # Before each forward pass: since the end of what came before it.
+        ends = [self.begin.host, *(last.host for _, last in forward + backward)]
+        return sum(first.host - max(end for end in ends if end <= first.host) for first, _ in forward)
+
+
+class TimeProbe(Probe):
+    """Times of the phases of a step."""
+
+    name: ClassVar[str] = "time"
+    cost: ClassVar[int] = 0
+    tags: ClassVar[tuple[str, ...]] = TAGS
+    hooks_forward: ClassVar[bool] = True
+
+    def __init__(self, *, every: int | str | None = None) -> None:
+        super().__init__(every=every)
+        self._removers: list[Callable[[], None]] = []
+        self._step: _Step | None = None
+        self._pending: list[_Step] = []
+
+    def begin(self, step: int) -> None:  # noqa: ARG002
+        """Begin a step, and hang hooks on the model."""
+        self._remove()
+        model = self.watched.model
+        self._removers = [
+            model.register_forward_pre_hook(self.hook(self._before_forward)).remove,
+            model.register_forward_hook(self.hook(self._after_forward)).remove,
+        ]
+        self._step = _Step(self._mark())
+
+    def before_step(self, part: Part) -> None:  # noqa: ARG002
+        """The optimizer begins."""
+        if self._step is not None and self._step.update is None:
+            self._step.update = self._mark()
+
+    def after_step(self, part: Part) -> None:  # noqa: ARG002
+        """The optimizer ends."""
+        if self._step is not None:
+            self._step.end = self._mark()
+
+    def report(self, step: int) -> None:
+        """Record the steps whose moments have all happened."""
+        self._remove()
+        done, self._step = self._step, None
+        if done is not None and done.end is not None and done.update is not None:
+            done.number = step
+            self._pending = [*self._pending, done][-_PENDING_MAX:]
+        self._deliver()
+
+    def forget(self) -> None:
+        """Take the hooks away."""
+        self._remove()
+        self._step = None
+
+    def detach(self) -> None:
+        """Take the hooks away, and record the last steps: training is over, so they may be waited for."""
+        self._remove()
+        for step in self._pending:
+            if step.end is not None and step.end.event is not None:
+                step.end.event.synchronize()
+        self._deliver()
+
+    def _deliver(self) -> None:
+        while self._pending and _has_happened(self._pending[0]):
+            step = self._pending.pop(0)
+            values = step.values()
+            self.run.record(tuple(values), tuple(values.values()), step=step.number)
+
+    def _mark(self) -> Mark:
+        event = None
+        if self.watched.device.type == "cuda":
+            event = torch.cuda.Event(enable_timing=True)
+            event.record(torch.cuda.current_stream(self.watched.device))
+        return Mark(time.perf_counter(), event)
+
+    def _remove(self) -> None:
+        for remove in self._removers:
+            remove()
+        self._removers = []
+
+    def _before_forward(self, module: nn.Module, *_call: Any) -> None:
+        if self._step is not None and module.training and torch.is_grad_enabled():
+            self._step.forward.append([self._mark()])
+
+    def _after_forward(self, module: nn.Module, _arguments: Any, output: Any) -> None:
+        step = self._step
+        if step is None or not module.training or not step.forward or len(step.forward[-1]) != 1:
+            return
+        step.forward[-1].append(self._mark())
+        first = next((tensor for tensor in tensors_of(output) if tensor.requires_grad), None)
+        if first is not None:
+            first.register_hook(self.hook(lambda *_: self._before_backward(step)))
+
+    def _before_backward(self, step: _Step) -> None:
+        pair = [self._mark()]
+        step.backward.append(pair)
+        # What DistributedDataParallel does to learn of the end of a backward pass.
+        engine = cast("Any", torch.autograd.Variable)._execution_engine  # noqa: SLF001
+        engine.queue_callback(self.hook(lambda: pair.append(self._mark())))
+
+
+def tensors_of(output: Any) -> Iterator[Tensor]:
+    """Tensors in what a model returns: a tensor, or a tuple, list or mapping of them."""
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, Mapping):
+        yield from (value for value in output.values() if isinstance(value, Tensor))
+    elif isinstance(output, Sequence) and not isinstance(output, str):
+        yield from (value for value in output if isinstance(value, Tensor))
+
+
+def _has_happened(step: _Step) -> bool:
+    return step.end is not None and (step.end.event is None or step.end.event.query())
