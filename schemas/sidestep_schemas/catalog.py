@@ -297,6 +297,53 @@ METRICS: Final[tuple[Metric, ...]] = (
         "higher",
     ),
     Metric(
+        "ema/param_divergence",
+        "distance of the average",
+        "",
+        TIER_PERIODIC,
+        "‖θ_ema - θ‖ / ‖θ‖ between the moving average of the weights and the weights, estimated from at most 1024 weights of each parameter.",
+    ),
+    Metric(
+        "ema/magnitude_ratio",
+        "size of the average",
+        "",
+        TIER_PERIODIC,
+        "‖θ_ema‖ / ‖θ‖, estimated likewise: 0.95 to 1.05 is usual.",
+    ),
+    Metric(
+        "curvature/lambda_max",
+        "largest curvature",
+        "",
+        TIER_PERIODIC,
+        "Largest eigenvalue of the Hessian of the loss on a fixed batch, by Lanczos; gradient descent is unstable above 2 / learning rate.",
+    ),
+    Metric(
+        "curvature/lambda_min",
+        "smallest curvature",
+        "",
+        TIER_PERIODIC,
+        "Smallest eigenvalue of the Hessian of the loss on a fixed batch, by Lanczos; negative at a saddle.",
+    ),
+    Metric(
+        "curvature/trace",
+        "trace of the curvature",
+        "",
+        TIER_PERIODIC,
+        "Trace of the Hessian of the loss on a fixed batch, as Hutch++ estimates it on the basis of Lanczos.",
+    ),
+    Metric(
+        "curvature/trace_se", "error of the trace", "", TIER_PERIODIC, "Standard error of curvature/trace.", "lower"
+    ),
+    Metric(
+        "perf/curvature_time_ms",
+        "time for curvature",
+        "ms",
+        TIER_PERIODIC,
+        "What measuring the curvature took; on a GPU by its own clock.",
+        "lower",
+        "max",
+    ),
+    Metric(
         "perf/step_time_ms",
         "step time",
         "ms",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,10 +27,20 @@ class Calls:
         self.passes = 0
         self.validations = 0
         self._has_trained = False
+        self._is_paused = False
+
+    @contextmanager
+    def paused(self) -> Generator[None]:
+        """Count nothing for as long as it lasts."""
+        self._is_paused = True
+        try:
+            yield
+        finally:
+            self._is_paused = False
 
     def __call__(self, module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         """Count a call; none that is compiled: a count would make it compile anew."""
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or self._is_paused:
             return
         if not module.training:
             self.validations += self._has_trained

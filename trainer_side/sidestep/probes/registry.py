@@ -21,13 +21,15 @@ BUILT_IN: Final = {
     "activations": ("sidestep.probes.activations", "ActivationProbe"),
     "logits": ("sidestep.probes.logits", "LogitProbe"),
     "throughput": ("sidestep.probes.throughput", "Throughput"),
+    "ema": ("sidestep.probes.ema", "EmaProbe"),
     "time": ("sidestep.probes.timing", "TimeProbe"),
     "memory": ("sidestep.probes.memory", "MemoryProbe"),
+    "curvature": ("sidestep.probes.curvature", "CurvatureProbe"),
 }
 #: Those of a `watch` that names none.
 DEFAULTS: Final = (
     *("clipping", "optimizer", "gradients", "updates", "weights", "moments", "activations"),
-    *("throughput", "time", "memory"),
+    *("throughput", "ema", "time", "memory"),
 )
 GROUP: Final = "sidestep.probes"
 

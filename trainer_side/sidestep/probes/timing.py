@@ -40,6 +40,15 @@ class Mark(NamedTuple):
         return self.event.elapsed_time(later.event)
 
 
+def mark(device: torch.device) -> Mark:
+    """The moment of the call."""
+    event = None
+    if device.type == "cuda":
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(device))
+    return Mark(time.perf_counter(), event)
+
+
 class _Step:
     """Moments of a step.
 
@@ -139,11 +148,7 @@ class TimeProbe(Probe):
             self.run.record(tuple(values), tuple(values.values()), step=step.number)
 
     def _mark(self) -> Mark:
-        event = None
-        if self.watched.device.type == "cuda":
-            event = torch.cuda.Event(enable_timing=True)
-            event.record(torch.cuda.current_stream(self.watched.device))
-        return Mark(time.perf_counter(), event)
+        return mark(self.watched.device)
 
     def _remove(self) -> None:
         for remove in self._removers:

@@ -1,0 +1,231 @@
+"""Curvature of the loss: both ends of the Hessian's spectrum, and its trace with a standard error.
+
+`spectrum` is k steps of Lanczos on products H v, by differentiating the gradient again (Pearlmutter, 1994): of a
+tridiagonal matrix of size k, the ends of whose spectrum are those of H (ten are enough to 0.2 % where five are not).
+Power iteration would not do: it finds the eigenvalue of largest magnitude, which may be negative.
+
+The basis Q that Lanczos leaves has the directions that matter most, so the trace is taken as that of Hutch++
+(Meyer et al., 2021): exactly on Q, and by Hutchinson's estimate on what is orthogonal to it,
+
+    tr H ≈ tr QᵀHQ + mean over m of gᵀ H g,    g = (I - QQᵀ) z,    z of random signs
+
+with the standard deviation of the m terms over √m as its standard error. Everything stays on the device; the small
+matrix is solved on the host when it has arrived there.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar, Final, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from sidestep.errors import UsageError
+from sidestep.probes.protocol import Probe
+from sidestep.probes.timing import Mark, mark
+
+TAGS: Final = (
+    "curvature/lambda_max",
+    "curvature/lambda_min",
+    "curvature/trace",
+    "curvature/trace_se",
+    "perf/curvature_time_ms",
+)
+
+Product = Callable[[Tensor], Tensor]
+
+
+class Spectrum(NamedTuple):
+    """What Lanczos leaves: a tridiagonal matrix, shapes (k,) and (k - 1,), and its basis, shape (k, parameters)."""
+
+    diagonal: Tensor
+    beside: Tensor
+    basis: Tensor
+
+
+class CurvatureProbe(Probe):
+    """Curvature on a batch that stays the same.
+
+    Args:
+        loss: `loss(model, batch)` gives the loss, a tensor of no dimension; the model is in eval mode.
+        batch: what it is called with each time: small, and on the model's device.
+        every: when it samples.
+        steps: of Lanczos, each as costly as two or three backward passes.
+        vectors: further products for the trace; 0 leaves it out.
+        budget: share of the training's time that it may take: samples that would take more are left out.
+    """
+
+    name: ClassVar[str] = "curvature"
+    cost: ClassVar[int] = 4
+    tags: ClassVar[tuple[str, ...]] = TAGS
+    every: int | str | None = 500
+
+    def __init__(
+        self,
+        *,
+        loss: Callable[[nn.Module, Any], Tensor] | None = None,
+        batch: Any = None,
+        every: int | str | None = None,
+        steps: int = 10,
+        vectors: int = 10,
+        budget: float = 0.02,
+    ) -> None:
+        super().__init__(every=every)
+        if loss is None or steps < 1 or vectors < 0:
+            raise UsageError("curvature takes loss=, a function of model and batch, batch=, steps >= 1, vectors >= 0")
+        self._loss = loss
+        self._batch = batch
+        self._steps = steps
+        self._vectors = vectors
+        self._budget = budget
+        self._last_seconds = 0.0
+        self._ended = float("-inf")
+
+    def report(self, step: int) -> None:
+        """Measure, where the budget allows it."""
+        if self._last_seconds > self._budget * (time.perf_counter() - self._ended):
+            return
+        begin = mark(self.watched.device)
+        with self.watched.calls.paused(), undisturbed(self.watched.inner), torch.enable_grad():
+            numbers = self._measure()
+        end = mark(self.watched.device)
+        self._last_seconds, self._ended = end.host - begin.host, end.host
+
+        def deliver(host: Tensor) -> None:
+            self._record(step, host, begin, end)
+
+        if numbers.device.type == "cpu":
+            deliver(numbers)
+        else:
+            self.run.receive(numbers, deliver)
+
+    def _measure(self) -> Tensor:
+        model = self.watched.inner
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.numel()]
+        if any(hasattr(parameter, "to_local") for parameter in parameters):
+            raise UsageError("parameters are sharded over processes, and curvature would need collectives")
+        product, size = hessian(self._loss(model, self._batch), parameters)
+        generator = torch.Generator(parameters[0].device).manual_seed(0)
+        found = spectrum(product, size, self._steps, generator)
+        rest = remainder(product, found.basis, self._vectors, generator)
+        return torch.cat((found.diagonal, found.beside, rest)).float()
+
+    def _record(self, step: int, host: Tensor, begin: Mark, end: Mark) -> None:
+        steps = (len(host) - self._vectors + 1) // 2
+        diagonal, beside, rest = host.double().split((steps, steps - 1, self._vectors))
+        values = [*ends(diagonal, beside)]
+        tags = TAGS[:2]
+        if self._vectors:
+            trace, error = whole_trace(diagonal, rest)
+            values += [trace, error]
+            tags = TAGS[:4]
+        milliseconds = begin.until(end)
+        self._last_seconds = milliseconds / 1e3
+        self.run.record((*tags, TAGS[4]), [*values, milliseconds], step=step)
+
+
+def hessian(loss: Tensor, parameters: Sequence[Tensor]) -> tuple[Product, int]:
+    """The product of the Hessian of a loss with a flat vector, and the number of parameters."""
+    gradients = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
+    sizes = [parameter.numel() for parameter in parameters]
+    # A gradient that does not depend on the parameters has no graph, and a Hessian of zero.
+    live = [number for number, gradient in enumerate(gradients) if gradient.requires_grad]
+
+    def product(vector: Tensor) -> Tensor:
+        if not live:
+            return torch.zeros_like(vector)
+        parts = vector.split(sizes)
+        given = [parts[number].view_as(gradients[number]).to(gradients[number].dtype) for number in live]
+        rows = torch.autograd.grad(
+            [gradients[number] for number in live], parameters, given, retain_graph=True, materialize_grads=True
+        )
+        return torch.cat([row.detach().reshape(-1).to(vector.dtype) for row in rows])
+
+    return product, sum(sizes)
+
+
+def spectrum(product: Product, size: int, steps: int, generator: torch.Generator) -> Spectrum:
+    """Lanczos, each vector made orthogonal to all before it, twice.
+
+    Args:
+        product: the matrix, symmetric, as its product with a vector of shape (size,).
+        size: its size.
+        steps: at most `size` are taken.
+        generator: for the first vector; its device is the matrix's.
+    """
+    vector = torch.randn(size, generator=generator, device=generator.device)
+    vector = _unit(vector)
+    diagonal: list[Tensor] = []
+    beside: list[Tensor] = []
+    basis = vector.new_zeros(min(steps, size), size)
+    for number in range(len(basis)):
+        basis[number] = vector
+        vector = product(vector)
+        diagonal.append(basis[number] @ vector)
+        before = basis[: number + 1]
+        vector = _without(_without(vector, before), before)
+        beside.append(vector.norm())
+        # Where the matrix has no further direction, rounding is left: what of it is new makes a basis as well.
+        vector = _unit(_without(_unit(vector), before))
+    return Spectrum(torch.stack(diagonal), torch.stack(beside)[:-1], basis)
+
+
+def remainder(product: Product, basis: Tensor, vectors: int, generator: torch.Generator) -> Tensor:
+    """Hutchinson's terms of the trace on what is orthogonal to a basis: shape (vectors,)."""
+    terms: list[Tensor] = []
+    for _ in range(vectors):
+        vector = torch.randint(0, 2, basis.shape[1:], generator=generator, device=basis.device).to(basis.dtype) * 2 - 1
+        vector = _without(_without(vector, basis), basis)
+        terms.append(vector @ product(vector))
+    return torch.stack(terms) if terms else basis.new_zeros(0)
+
+
+def _without(vector: Tensor, basis: Tensor) -> Tensor:
+    return vector - basis.T @ (basis @ vector)
+
+
+def _unit(vector: Tensor) -> Tensor:
+    return vector / vector.norm().clamp_min(torch.finfo(vector.dtype).tiny)
+
+
+def ends(diagonal: Tensor, beside: Tensor) -> tuple[float, float]:
+    """Largest and smallest eigenvalue of a tridiagonal matrix; NaN where it is no number."""
+    matrix = torch.diag(diagonal) + torch.diag(beside, 1) + torch.diag(beside, -1)
+    if not bool(matrix.isfinite().all()):
+        return float("nan"), float("nan")
+    values = torch.linalg.eigvalsh(matrix)
+    return float(values[-1]), float(values[0])
+
+
+def whole_trace(diagonal: Tensor, rest: Tensor) -> tuple[float, float]:
+    """The trace, and its standard error; NaN where there is one term only."""
+    error = rest.std() / len(rest) ** 0.5 if len(rest) > 1 else torch.tensor(float("nan"))
+    return float(diagonal.sum() + rest.mean()), float(error)
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Generator[None]:
+    """Eval mode for as long as it lasts; modes and random states are afterwards as they were.
+
+    Attention is computed plainly meanwhile: its fast kernels cannot be differentiated twice.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    plain, numpy = random.getstate(), sys.modules.get("numpy")
+    state = None if numpy is None else numpy.random.get_state()
+    devices = sorted({parameter.device.index for parameter in model.parameters() if parameter.is_cuda})
+    try:
+        with torch.random.fork_rng(devices), sdpa_kernel(SDPBackend.MATH):
+            model.eval()
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        random.setstate(plain)
+        if numpy is not None:
+            numpy.random.set_state(state)

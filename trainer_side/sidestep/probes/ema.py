@@ -1,0 +1,88 @@
+"""How far the moving average of the weights is from the weights.
+
+‖θ_ema - θ‖ / ‖θ‖ and ‖θ_ema‖ / ‖θ‖ are estimated from a sample of coordinates (`sidestep.probes.sample`), the same of
+both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Final, cast
+
+import torch
+from torch import Tensor, nn
+
+from sidestep.blocks import local, named_parameters, unwrapped
+from sidestep.errors import UsageError
+from sidestep.probes.norms import Norms, Placed, fold
+from sidestep.probes.protocol import Probe
+from sidestep.probes.sample import coordinates
+
+TAGS: Final = ("ema/param_divergence", "ema/magnitude_ratio")
+
+_ATTRIBUTES: Final = ("module", "ema_model", "shadow", "shadow_params")
+
+
+class EmaProbe(Probe):
+    """Distance of `watch(ema=...)` from the model: a module, or what holds one or its tensors."""
+
+    name: ClassVar[str] = "ema"
+    cost: ClassVar[int] = 2
+    tags: ClassVar[tuple[str, ...]] = TAGS
+    every: int | str | None = 500
+
+    def report(self, step: int) -> None:
+        """Record it, where an average was handed to `watch`."""
+        given = self.watched.extras.get("ema")
+        if given is None:
+            return
+        pairs = paired(self.watched.inner, given)
+        theirs = coordinates([Placed(average, 0) for _, average in pairs], trained=False)
+        ours = coordinates([Placed(parameter, 0) for parameter, _ in pairs], trained=False)
+        sides: tuple[list[Norms], ...] = ([], [], [])
+        for average, weights in zip(theirs, ours, strict=True):
+            averaged, now = average.rows(), weights.rows()
+            average.read(averaged)
+            weights.read(now)
+            sides[1].append(average.norms(averaged))
+            sides[2].append(weights.norms(now))
+            averaged.whole.sub_(now.whole)
+            sides[0].append(average.norms(averaged))
+        distance, size, whole = (fold(side)[1] for side in sides)
+        self.run.record(TAGS, torch.cat((distance, size)) / whole, step=step)
+
+
+def paired(model: nn.Module, given: Any) -> list[tuple[Tensor, Tensor]]:
+    """Parameters of a model, each with its average: by name, or in their order where averages have no names.
+
+    Raises:
+        UsageError: there are none, or they lie on another device (comparing them would wait for it).
+    """
+    named = named_parameters(model)
+    averages = _averages(given, [name for name, _ in named])
+    pairs = [
+        (parameter, averages[name])
+        for name, parameter in named
+        if name in averages and averages[name].shape == parameter.shape and parameter.numel()
+    ]
+    if not pairs:
+        raise UsageError(f"{type(given).__name__} holds no averages of this model's parameters")
+    if any(local(parameter).device != local(average).device for parameter, average in pairs):
+        raise UsageError("the averages lie on another device than the parameters")
+    return pairs
+
+
+def _averages(given: Any, names: list[str]) -> dict[str, Tensor]:
+    if not isinstance(given, nn.Module):
+        given = next((value for name in _ATTRIBUTES if (value := getattr(given, name, None)) is not None), given)
+    if isinstance(given, nn.Module):
+        given = unwrapped(given)
+        inner = getattr(given, "module", None)  # torch.optim.swa_utils.AveragedModel
+        return dict(named_parameters(unwrapped(inner if isinstance(inner, nn.Module) else given)))
+    if isinstance(given, Mapping):
+        return {
+            str(name): value for name, value in cast("Mapping[Any, Any]", given).items() if isinstance(value, Tensor)
+        }
+    if isinstance(given, Iterable):
+        return dict(zip(names, cast("Iterable[Tensor]", given), strict=False))
+    return {}
