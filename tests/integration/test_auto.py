@@ -123,7 +123,7 @@ def test_mnist_gives_the_values_that_it_prints(place: Place, tmp_path: Path) -> 
     assert ran.values("val/acc") == pytest.approx(ran.said["val_acc"], **CLOSE)
     assert [step for step, _ in ran.points("val/acc")] == [20, 41]
     assert ran.values("checkpoint_size_mb") == pytest.approx([saved.stat().st_size / 1e6])
-    assert all(0 < share < 1 for share in ran.values("perf/data_loading_frac"))
+    assert all(0 < share < 1 for share in ran.values("perf/loader_wait_frac"))
     assert all(0.1 < value < 1 for value in ran.values("val/logits/confidence"))
     assert {"train/lr", "train/gradients/global_norm", "train/updates/relative_update_norm"} <= ran.metrics()
     check_listing(place, ran)
@@ -161,7 +161,7 @@ def test_imagenet_gives_the_values_of_its_meters(place: Place, tmp_path: Path, w
     validated = place.rows("select epoch, vlast from epochs where metric = 'val/acc' order by epoch")
     assert [epoch for epoch, _ in validated] == [1, 2, 3]
     assert [value for _, value in validated] == pytest.approx(ran.said["val_acc"], **CLOSE)
-    assert [step for step, _ in ran.points("perf/data_loading_frac")] == [9, 19, 29]
+    assert [step for step, _ in ran.points("perf/loader_wait_frac")] == [9, 19, 29]
     assert ran.errors.count("sidestep: ") == 1  # workers say nothing
 
 
