@@ -234,7 +234,7 @@ def test_a_sample_of_gradients_forgets_those_that_were_there() -> None:
     (taken,) = sample.coordinates([Placed(parameter, 0)])
     rows = taken.rows()
     parameter.grad = torch.ones(5)
-    assert taken.read_gradients(rows) == [0]
-    parameter.grad = None
     assert taken.read_gradients(rows) == []
+    parameter.grad = None
+    assert taken.read_gradients(rows) == [0]
     assert rows.whole.tolist() == [0.0] * 5

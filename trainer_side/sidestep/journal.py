@@ -100,9 +100,12 @@ class Journal:
             struct.error, TypeError, ValueError: a value is no number; nothing was appended.
             RuntimeError: called by a signal handler in the middle of an append; nothing was appended.
         """
-        if self._append_lock.locked() and self._is_entered():
-            raise RuntimeError(_REENTERED)
-        with self._append_lock:
+        lock = self._append_lock
+        if not lock.acquire(False):  # one call where the lock is free, as nearly always
+            if self._is_entered():
+                raise RuntimeError(_REENTERED)
+            lock.acquire()
+        try:
             segment = self._current
             start = segment.tail
             stop = start + layout.stride
@@ -126,6 +129,8 @@ class Journal:
             segment.records += 1
             self.seq = seq + 1
             return True
+        finally:
+            lock.release()
 
     def append(self, payload_of: Callable[[int], bytes]) -> bool:
         """Append a record whose payload `payload_of(seq)` makes.
@@ -134,10 +139,14 @@ class Journal:
             ValueError: the payload is larger than a segment; nothing was appended.
             RuntimeError: called by a signal handler in the middle of an append; nothing was appended.
         """
-        if self._append_lock.locked() and self._is_entered():
-            raise RuntimeError(_REENTERED)
-        with self._append_lock:
+        if not self._append_lock.acquire(blocking=False):
+            if self._is_entered():
+                raise RuntimeError(_REENTERED)
+            self._append_lock.acquire()
+        try:
             return self._append_payload(payload_of(self.seq))
+        finally:
+            self._append_lock.release()
 
     def end(self) -> int:
         """Take no more records; returns how many there are."""

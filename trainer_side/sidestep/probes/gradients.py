@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sidestep.blocks import local, named_parameters
-from sidestep.probes.norms import FUSED, Norms, Placed, by_kind, fold, foreach_norm, gathered, home_of
+from sidestep.probes.norms import Norms, Placed, by_kind, fold, foreach_norm, gathered, home_of
 from sidestep.probes.protocol import Part, Probe
 from sidestep.probes.sample import Coordinates, Rows, coordinates
 from sidestep.run import Run
@@ -102,7 +102,8 @@ class Directions:
         self.is_comparable = False
         self._version = -1
         self._samples: list[tuple[Coordinates, list[Rows]]] = []
-        self._sizes: list[int] = []
+        self._weights: list[Tensor] = []
+        self._absent: list[list[int]] = []
 
     def take(self, part: Part) -> None:
         """Sample the gradients that are there; the last sample becomes the one before."""
@@ -110,27 +111,27 @@ class Directions:
         if not self.is_comparable:
             self._version = part.version
             self._samples = [(each, [each.rows(), each.rows()]) for each in coordinates(part.placed)]
-        self._sizes = []
+            self._weights = [each.weights() for each, _ in self._samples]
+        self._absent = []
         for each, rows in self._samples:
             rows.reverse()
-            present = each.read_gradients(rows[0])
-            FUSED._foreach_mul_(list(rows[0].parts), each.factors)
-            self._sizes.append(sum(each.sizes[number] for number in present))
+            absent = each.read_gradients(rows[0])
+            self._absent.append(absent)
 
     def sums(self, home: torch.device) -> list[Tensor]:
         """Estimates, one tensor a device: zeros, elements, inner product with the one before, squares of both norms."""
         sums: list[Tensor] = []
-        for (each, (now, before)), size in zip(self._samples, self._sizes, strict=True):
+        for (each, (now, before)), absent, weights in zip(self._samples, self._absent, self._weights, strict=True):
+            size = sum(each.sizes) - sum(each.sizes[number] for number in absent)
             if not size:
                 continue
-            is_zero = (now.whole == 0).to(now.whole.dtype)
-            weights = [factor**2 for factor in each.factors]
-            FUSED._foreach_mul_(list(is_zero.split([len(part) for part in now.parts])), weights)
-            # Those without a gradient are zero in the sample, and no zeros of a gradient.
-            absent = sum(each.sizes) - size
-            squares = now.whole.square().sum()
+            is_zero = (now.whole == 0).to(weights.dtype)
+            for number in absent:  # zero in the sample, and no zeros of a gradient
+                each.part(is_zero, number).zero_()
+            weighted = now.whole * weights
             old = before.whole if self.is_comparable else now.whole
-            found = (is_zero.sum() - absent, torch.full_like(squares, size), now.whole @ old, squares, old @ old)
+            squares = weighted @ now.whole
+            found = (is_zero @ weights, torch.full_like(squares, size), weighted @ old, squares, (old * weights) @ old)
             sums.append(torch.stack(found).to(home, torch.float32, non_blocking=True))
         return sums
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Final, NamedTuple
 
 import torch
@@ -54,10 +55,12 @@ class Coordinates:
         limit = max(1, min(SAMPLE, TOTAL // len(placed)))
         self._strides = [stride_of(size, limit) for size in self.sizes]
         self._counts = [-(-size // stride) for size, stride in zip(self.sizes, self._strides, strict=True)]
+        self._starts = [0, *accumulate(self._counts)]
         self.factors = [math.sqrt(size / count) for size, count in zip(self.sizes, self._counts, strict=True)]
         double = any(parameter.dtype in (torch.float64, torch.complex128) for parameter in self.parameters)
         self._dtype = torch.float64 if double else torch.float32
         self._device = local(self.parameters[0]).device
+        self._scale = torch.tensor(self.factors, dtype=self._dtype).to(self._device, non_blocking=True)
 
     def rows(self) -> Rows:
         """Memory for a sample."""
@@ -76,28 +79,36 @@ class Coordinates:
         """Copy the sample of their gradients; of those without a dense one it is zero.
 
         Returns:
-            Numbers of the parameters that have one.
+            Numbers of the parameters that have none.
         """
         rows: list[Tensor] = []
         views: list[Tensor] = []
-        present: list[int] = []
+        absent: list[int] = []
         for number, (parameter, stride, row) in enumerate(zip(self.parameters, self._strides, into.parts, strict=True)):
             gradient = parameter.grad
             if gradient is None or gradient.layout != torch.strided or gradient.device != parameter.device:
+                absent.append(number)
                 continue
-            present.append(number)
             rows.append(row)
             views.append(strided(local(gradient), stride))
-        if len(present) < len(self.parameters):
+        if absent:
             into.whole.zero_()
         if rows:
             FUSED._foreach_copy_(rows, views)
-        return present
+        return absent
+
+    def part(self, whole: Tensor, number: int) -> Tensor:
+        """What of a tensor as long as a sample belongs to one parameter."""
+        return whole.narrow(0, self._starts[number], self._counts[number])
 
     def norms(self, rows: Rows) -> Norms:
         """Estimated L2 norms of what a sample was taken of, one a tensor."""
-        norms = FUSED._foreach_mul(list(foreach_norm(rows.parts)), self.factors)  # noqa: SLF001
-        return Norms(self.blocks, torch.stack(norms))
+        return Norms(self.blocks, torch.stack(foreach_norm(rows.parts)) * self._scale)
+
+    def weights(self) -> Tensor:
+        """What each number of a sample counts for in a sum: N_p / n_p."""
+        squares = torch.tensor([factor**2 for factor in self.factors], dtype=self._dtype)
+        return squares.repeat_interleave(torch.tensor(self._counts)).to(self._device, non_blocking=True)
 
 
 def coordinates(placed: Sequence[Placed], *, trained: bool = True) -> list[Coordinates]:
@@ -126,7 +137,8 @@ def stride_of(size: int, limit: int = SAMPLE) -> int:
 def strided(tensor: Tensor, stride: int) -> Tensor:
     """Every `stride`-th element; a view wherever memory has no holes, whatever the order of dimensions."""
     if tensor.is_contiguous():
-        return tensor.view(-1)[::stride]
+        flat = tensor.view(-1)
+        return flat if stride == 1 else flat[::stride]
     span = 1 + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
     if span == tensor.numel():
         return tensor.as_strided((-(-span // stride),), (stride,))
