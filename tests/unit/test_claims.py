@@ -67,6 +67,7 @@ def test_a_claim_can_be_taken_again_after_its_folder_was_made_anew(folder):
     held = claim(folder)
     (folder / LOCK_NAME).unlink()
     again = claim(folder)
+    assert again != held
     os.close(held)
     os.close(again)
 

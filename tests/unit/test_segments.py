@@ -78,6 +78,7 @@ def test_a_file_that_somebody_removed_can_be_released(tmp_path):
     segment = create_file_segment(tmp_path / "a.seg", SEGMENT_BYTES_MIN)
     (tmp_path / "a.seg").unlink()
     segment.release()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_segment_is_as_large_as_its_record_needs():
