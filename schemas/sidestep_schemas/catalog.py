@@ -246,6 +246,32 @@ METRICS: Final[tuple[Metric, ...]] = (
         "Share of a bounded module's output within 1 % of half its range from an end of it (tanh: above 0.99).",
         "lower",
     ),
+    Metric(
+        "train/input/mean", "mean input", "", TIER_STEP, "Mean of the model's first argument of floats, of a batch."
+    ),
+    Metric(
+        "train/input/std",
+        "spread of the input",
+        "",
+        TIER_STEP,
+        "Standard deviation of the model's first argument of floats, of a batch.",
+    ),
+    Metric(
+        "train/input/absmax",
+        "largest input",
+        "",
+        TIER_STEP,
+        "Largest absolute value of the model's first argument of floats.",
+        None,
+        "max",
+    ),
+    Metric(
+        "train/input/fingerprint",
+        "fingerprint of a batch",
+        "",
+        TIER_STEP,
+        "A weighted sum over at most 4096 elements of a batch, evenly spread: equal for equal batches.",
+    ),
     Metric("train/logits/max", "largest logit", "", TIER_STEP, "Largest of a batch's logits.", None, "max"),
     Metric("train/logits/mean", "mean logit", "", TIER_STEP, "Mean of a batch's logits."),
     Metric("train/logits/std", "spread of logits", "", TIER_STEP, "Standard deviation of a batch's logits."),

@@ -15,7 +15,7 @@ from support.watched import batch, offline, small_net, take_step
 from torch import Tensor, nn
 
 import sidestep
-from sidestep.probes import activations, logits
+from sidestep.probes import activations, inputs, logits
 
 __all__ = ["offline"]
 
@@ -121,6 +121,30 @@ def test_halves_are_summed_in_single_precision() -> None:
 def test_saturation_is_nearness_to_an_end_of_the_range(module: nn.Module, value: float) -> None:
     output = torch.tensor([[value, 0.5]])
     assert activations.measure(module, output)["saturated_share"].item() == 0.5
+
+
+# --- inputs ------------------------------------------------------------------------------------------------------
+
+
+def test_mean_spread_and_fingerprint_of_a_batch(offline: dict[str, Any]) -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    run = sidestep.watch(model, optimizer, probes={"inputs": 1}, **offline)
+    for step in (0, 7, 8, 7):
+        take_step(model, optimizer, step)
+    run.finish(timeout=0)
+    whole = batch(8).double()
+    numbers = [float(whole.mean()), float(whole.std(correction=0)), float(whole.abs().max())]
+    for tag, number in zip(inputs.TAGS, numbers, strict=False):
+        assert read_scalars(offline["dir"], tag)[2] == pytest.approx(number, rel=1e-5), tag
+    prints = read_scalars(offline["dir"], "train/input/fingerprint")
+    assert prints[1] == prints[3] != prints[2]
+
+
+def test_a_fingerprint_knows_the_order_of_a_batch() -> None:
+    rows = torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    prints = {inputs.measure(each)[3].item() for each in (rows, rows.flip(0), rows.roll(1, 0), rows * 1.01)}
+    assert len(prints) == 4
 
 
 # --- logits ------------------------------------------------------------------------------------------------------
@@ -239,7 +263,7 @@ def test_with_every_probe_training_is_the_same_bit_for_bit(offline: dict[str, An
         )
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
         if watched:
-            probes = dict.fromkeys(("activations", "logits", "weights", "moments", "time", "memory"), 1)
+            probes = dict.fromkeys(("activations", "inputs", "logits", "weights", "moments", "time", "memory"), 1)
             gradients = {"every": 1, "parameters": True}
             sidestep.watch(model, optimizer, every=1, probes={**probes, "gradients": gradients}, **offline)
         for step in range(20):

@@ -19,6 +19,7 @@ BUILT_IN: Final = {
     "weights": ("sidestep.probes.weights", "WeightProbe"),
     "moments": ("sidestep.probes.moments", "MomentProbe"),
     "activations": ("sidestep.probes.activations", "ActivationProbe"),
+    "inputs": ("sidestep.probes.inputs", "InputProbe"),
     "logits": ("sidestep.probes.logits", "LogitProbe"),
     "throughput": ("sidestep.probes.throughput", "Throughput"),
     "ema": ("sidestep.probes.ema", "EmaProbe"),
