@@ -119,7 +119,16 @@ class Journal:
             seq = self.seq
             try:
                 layout.pack_into(
-                    *(segment.view, start + 8, layout.lead, seq, t_ns, step, epoch, layout.id, layout.dtype), *values
+                    segment.view,
+                    start + RECORD_PREFIX.size,
+                    layout.lead,
+                    seq,
+                    t_ns,
+                    step,
+                    epoch,
+                    layout.id,
+                    layout.dtype,
+                    *values,
                 )
             except BaseException:
                 segment.view[start:stop] = bytes(stop - start)  # what lies behind the tail must stay zero
