@@ -17,7 +17,8 @@ from sidestep_schemas.layout import data_dir
 _RUNS = """
 with reached as (select run, max(step) as steps from snapshots group by run),
 losses as (
-    select run, arg_max(value, (attempt, step)) as loss from points where metric = 'train/loss_total' group by run
+    select run, arg_max(value, (metric, attempt, step)) as loss from points
+    where metric in ('train/loss', 'train/loss_total') group by run -- the total where both are there
 )
 select run, project, name, state, started, nullif(steps, -1) as steps, loss
 from runs left join reached using (run) left join losses using (run) order by started desc, run"""
