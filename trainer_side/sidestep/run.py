@@ -353,7 +353,7 @@ class Run:
         self._report = DeliveryReport(0, 0, 0, 0)
 
     def count_steps_by_optimizer(self) -> None:
-        """From now on steps are counted by `begin_step`, not by calls of `log`."""
+        """From now on steps are counted by `next_step`, not by calls of `log`."""
         self._counts_own_steps = False
 
     def next_step(self) -> int:
