@@ -3,7 +3,7 @@
     python docs/generate.py            writes them
     python docs/generate.py --check    writes nothing; exits with 1 where one is out of date
 
-It imports `sidestep_schemas` only. What these pages say is changed in `catalog.py` and `tables.py`, never here.
+It imports `sidestep_schemas` only. What these pages say is changed in `catalog/` and `tables.py`, never here.
 """  # noqa: INP001
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PLACES = {
 def metrics_page() -> str:
     """docs/metrics.md: every metric that sidestep gives a meaning to."""
     lines = [
-        NOTICE.format(source="sidestep_schemas/catalog.py"),
+        NOTICE.format(source="sidestep_schemas/catalog"),
         "# Metrics",
         "",
         "Every metric that sidestep itself produces or gives a meaning to. A name that is not here may be logged all",
