@@ -190,9 +190,9 @@ def test_a_sample_of_very_many_parameters_is_bounded_as_a_whole() -> None:
     placed = [Placed(weights(100), 0) for _ in range(5000)]
     (chosen,) = sample.coordinates(placed)
     assert chosen.rows().whole.numel() <= sample.TOTAL
-    assert sum(
-        factor**2 * len(row) for factor, row in zip(chosen.factors, chosen.rows().parts, strict=True)
-    ) == pytest.approx(5e5)
+    assert sum(factor**2 * count for factor, count in zip(chosen.factors, chosen.counts, strict=True)) == pytest.approx(
+        5e5
+    )
 
 
 def test_frozen_and_empty_parameters_are_left_out_of_updates() -> None:

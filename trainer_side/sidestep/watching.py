@@ -247,5 +247,7 @@ def _has_closure(arguments: tuple[Any, ...], named: Mapping[str, Any]) -> bool:
 
 def _is_captured(optimizer: Optimizer) -> bool:
     # What is launched while a CUDA graph is captured becomes part of it.
+    if not torch.cuda.is_initialized():
+        return False
     on_device = any(entry.is_cuda for group in optimizer.param_groups for entry in group["params"])
     return on_device and torch.cuda.is_current_stream_capturing()

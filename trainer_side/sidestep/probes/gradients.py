@@ -13,7 +13,7 @@ from typing import ClassVar, Final
 import torch
 from torch import Tensor
 
-from sidestep.blocks import local, named_parameters
+from sidestep.blocks import named_parameters, seen
 from sidestep.probes.norms import Norms, Placed, by_kind, fold, foreach_norm, gathered, home_of
 from sidestep.probes.protocol import Part, Probe
 from sidestep.probes.sample import Coordinates, Rows, coordinates
@@ -185,7 +185,7 @@ def _gradients(placed: Sequence[Placed]) -> Iterator[tuple[Tensor, int]]:
             if gradient.device.type != "cpu" and not gradient.is_coalesced():
                 continue
             gradient = gradient.detach().coalesce().values()
-        gradient = local(gradient)
+        gradient = seen(gradient)
         if gradient.numel():
             yield gradient, block
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import groupby
+from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 
 #: torch, for its fused operations over lists: they have no public names, and torch's own clipping uses them so.
 FUSED: Final[Any] = torch
+
+_KIND: Final = attrgetter("device", "dtype")
 
 
 class Placed(NamedTuple):
@@ -65,7 +68,11 @@ def foreach_norm(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 def by_kind(tensors: Iterable[tuple[Tensor, int]]) -> list[list[tuple[Tensor, int]]]:
     """Tensors and their blocks, grouped by device and type: what one fused operation can take."""
+    entries = list(tensors)
+    kinds = [_KIND(tensor) for tensor, _ in entries]
+    if len(set(kinds)) <= 1:
+        return [entries] if entries else []
     groups: dict[tuple[torch.device, torch.dtype], list[tuple[Tensor, int]]] = {}
-    for tensor, block in tensors:
-        groups.setdefault((tensor.device, tensor.dtype), []).append((tensor, block))
+    for kind, entry in zip(kinds, entries, strict=True):
+        groups.setdefault(kind, []).append(entry)
     return list(groups.values())

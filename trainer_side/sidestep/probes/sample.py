@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import accumulate
 from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
 
-from sidestep.blocks import local
-from sidestep.probes.norms import FUSED, Norms, Placed, foreach_norm
+from sidestep.blocks import local, seen
+from sidestep.probes.norms import Norms, Placed, foreach_norm
 
 #: Coordinates of a tensor that are looked at.
 SAMPLE: Final = 1024
@@ -29,10 +30,9 @@ TOTAL: Final = 1 << 18
 
 
 class Rows(NamedTuple):
-    """The numbers of a sample, one behind the other, and its parts, one a tensor."""
+    """The numbers of a sample, those of one tensor behind those of another."""
 
     whole: Tensor
-    parts: tuple[Tensor, ...]
 
 
 class Coordinates:
@@ -43,72 +43,77 @@ class Coordinates:
 
     Attributes:
         parameters: the parameters.
-        blocks: their blocks.
         sizes: their numbers of elements, here.
+        counts: how many of them are looked at.
         factors: roots of what a coordinate counts for.
     """
 
     def __init__(self, placed: Sequence[Placed]) -> None:
         self.parameters = [parameter for parameter, _ in placed]
-        self.blocks = [block for _, block in placed]
         self.sizes = [local(parameter).numel() for parameter in self.parameters]
         limit = max(1, min(SAMPLE, TOTAL // len(placed)))
         self._strides = [stride_of(size, limit) for size in self.sizes]
-        self._counts = [-(-size // stride) for size, stride in zip(self.sizes, self._strides, strict=True)]
-        self._starts = [0, *accumulate(self._counts)]
-        self.factors = [math.sqrt(size / count) for size, count in zip(self.sizes, self._counts, strict=True)]
+        self.counts = [-(-size // stride) for size, stride in zip(self.sizes, self._strides, strict=True)]
+        self._starts = [0, *accumulate(self.counts)]
+        self.factors = [math.sqrt(size / count) for size, count in zip(self.sizes, self.counts, strict=True)]
         double = any(parameter.dtype in (torch.float64, torch.complex128) for parameter in self.parameters)
         self._dtype = torch.float64 if double else torch.float32
         self._device = local(self.parameters[0]).device
-        self._scale = torch.tensor(self.factors, dtype=self._dtype).to(self._device, non_blocking=True)
+        self._blocks, self._block_counts = _added_up([block for _, block in placed], self.counts)
 
     def rows(self) -> Rows:
         """Memory for a sample."""
-        whole = torch.empty(sum(self._counts), dtype=self._dtype, device=self._device)
-        return Rows(whole, whole.split(self._counts))
+        return Rows(torch.empty(self._starts[-1], dtype=self._dtype, device=self._device))
 
+    @torch.no_grad()
     def read(self, into: Rows) -> None:
         """Copy the sample of the parameters."""
-        # Views are made anew each time: a script may have given a parameter other storage.
-        FUSED._foreach_copy_(
-            list(into.parts),
-            [strided(local(entry), stride) for entry, stride in zip(self.parameters, self._strides, strict=True)],
+        # Views are made anew each time: a script may have given a parameter other storage, or want the old one freed.
+        _copy(
+            [strided(seen(entry), stride) for entry, stride in zip(self.parameters, self._strides, strict=True)],
+            into.whole,
         )
 
+    @torch.no_grad()
     def read_gradients(self, into: Rows) -> list[int]:
         """Copy the sample of their gradients; of those without a dense one it is zero.
 
         Returns:
             Numbers of the parameters that have none.
         """
-        rows: list[Tensor] = []
         views: list[Tensor] = []
         absent: list[int] = []
-        for number, (parameter, stride, row) in enumerate(zip(self.parameters, self._strides, into.parts, strict=True)):
+        for number, (parameter, stride) in enumerate(zip(self.parameters, self._strides, strict=True)):
             gradient = parameter.grad
             if gradient is None or gradient.layout != torch.strided or gradient.device != parameter.device:
                 absent.append(number)
-                continue
-            rows.append(row)
-            views.append(strided(local(gradient), stride))
-        if absent:
-            into.whole.zero_()
-        if rows:
-            FUSED._foreach_copy_(rows, views)
+                views.append(into.whole.new_zeros(self.counts[number]))
+            else:
+                views.append(strided(seen(gradient), stride))
+        _copy(views, into.whole)
         return absent
 
     def part(self, whole: Tensor, number: int) -> Tensor:
         """What of a tensor as long as a sample belongs to one parameter."""
-        return whole.narrow(0, self._starts[number], self._counts[number])
+        return whole.narrow(0, self._starts[number], self.counts[number])
 
     def norms(self, rows: Rows) -> Norms:
-        """Estimated L2 norms of what a sample was taken of, one a tensor."""
-        return Norms(self.blocks, torch.stack(foreach_norm(rows.parts)) * self._scale)
+        """Estimated L2 norms of what a sample was taken of, one a block."""
+        whole = rows.whole if self._roots is None else rows.whole * self._roots
+        return Norms(self._blocks, torch.stack(foreach_norm(whole.split(self._block_counts))))
 
     def weights(self) -> Tensor:
         """What each number of a sample counts for in a sum: N_p / n_p."""
-        squares = torch.tensor([factor**2 for factor in self.factors], dtype=self._dtype)
-        return squares.repeat_interleave(torch.tensor(self._counts)).to(self._device, non_blocking=True)
+        return self._spread([factor**2 for factor in self.factors])
+
+    @cached_property
+    def _roots(self) -> Tensor | None:
+        # Of each number of a sample; None where every element is in it, as in small networks.
+        return None if self.counts == self.sizes else self._spread(self.factors)
+
+    def _spread(self, numbers: Sequence[float]) -> Tensor:
+        each = torch.tensor(numbers, dtype=self._dtype).repeat_interleave(torch.tensor(self.counts))
+        return each.to(self._device, non_blocking=True)
 
 
 def coordinates(placed: Sequence[Placed], *, trained: bool = True) -> list[Coordinates]:
@@ -137,9 +142,27 @@ def stride_of(size: int, limit: int = SAMPLE) -> int:
 def strided(tensor: Tensor, stride: int) -> Tensor:
     """Every `stride`-th element; a view wherever memory has no holes, whatever the order of dimensions."""
     if tensor.is_contiguous():
-        flat = tensor.view(-1)
-        return flat if stride == 1 else flat[::stride]
+        if stride == 1 and tensor.ndim == 1:
+            return tensor  # a view costs 0.6 us, and most small parameters are vectors
+        return tensor.as_strided((-(-tensor.numel() // stride),), (stride,))
     span = 1 + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
     if span == tensor.numel():
         return tensor.as_strided((-(-span // stride),), (stride,))
     return tensor.reshape(-1)[::stride]
+
+
+def _copy(views: list[Tensor], whole: Tensor) -> None:
+    # One operation for all, on a device one kernel for many tensors whatever their strides, where copying each would
+    # launch one a tensor. It would be slow where types differ.
+    if views[0].dtype == whole.dtype:
+        torch.cat(views, out=whole)
+    else:
+        whole.copy_(torch.cat(views))
+
+
+def _added_up(blocks: Sequence[int], counts: Sequence[int]) -> tuple[list[int], list[int]]:
+    # The blocks that there are, and how many numbers each has.
+    sums: dict[int, int] = {}
+    for block, count in zip(blocks, counts, strict=True):
+        sums[block] = sums.get(block, 0) + count
+    return list(sums), list(sums.values())
