@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Self, cast
 
-from sidestep import snapshot
+from sidestep import features, snapshot
 from sidestep.complaints import Complaints
 from sidestep.config import RunConfig
 from sidestep.epochs import EpochMark
@@ -280,6 +280,27 @@ class Run:
             self._guarded(lambda: self._mailbox.post(value.detach(), append))
             return
         self._guarded(lambda: append(value))
+
+    def features(self, name: str, rows: Any, *, step: int | None = None, split: str | None = None) -> None:
+        """Record a sample of a matrix of features, shape (N, d) or (N, ..., d), as the tensor `<name>_features`.
+
+        At most 256 rows are taken, evenly spread, and shipped as float16 (float32 where their range or their spread
+        asks for it). The collector derives `<name>_mean_std_per_dim`, `<name>_min_std_per_dim`,
+        `<name>_effective_rank` and `<name>_mean_similarity` from them.
+        """
+        step = self._step if step is None else step  # from a device it arrives later
+
+        def ship(host: Any) -> None:
+            self.tensor(f"{name}_features", features.compact(host), step=step, split=split)
+
+        def take() -> None:
+            taken = features.sampled(rows)
+            if snapshot.is_on_device(taken):
+                self._mailbox.post(taken, ship)
+            else:
+                ship(taken)
+
+        self._guarded(take)
 
     def text(self, name: str, text: str, *, step: int | None = None, split: str | None = None) -> None:
         """Record a text."""

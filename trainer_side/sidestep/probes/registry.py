@@ -21,6 +21,7 @@ BUILT_IN: Final = {
     "activations": ("sidestep.probes.activations", "ActivationProbe"),
     "inputs": ("sidestep.probes.inputs", "InputProbe"),
     "logits": ("sidestep.probes.logits", "LogitProbe"),
+    "features": ("sidestep.probes.features", "FeatureProbe"),
     "throughput": ("sidestep.probes.throughput", "Throughput"),
     "ema": ("sidestep.probes.ema", "EmaProbe"),
     "time": ("sidestep.probes.timing", "TimeProbe"),
