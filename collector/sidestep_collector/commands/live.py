@@ -23,10 +23,10 @@ _ANSWER_MS = 5000
 @click.command()
 @common
 @click.option("--collector", default=None, help="address; default the collector of the folder")
-def status(folder: str | None, collector: str | None, *, as_json: bool) -> None:
+def status(folder: str | None, collector: str | None, *, as_document: bool) -> None:
     """What the collector is doing: its streams and how far each is stored."""
     document = ask(_address(folder, collector), {"ask": "status"})
-    if as_json:
+    if as_document:
         click.echo(json.dumps(document))
         return
     counters = document["counters"]
@@ -52,7 +52,9 @@ def status(folder: str | None, collector: str | None, *, as_json: bool) -> None:
 @click.option("--records", default=0, help="end after so many records; default never")
 @click.option("--timeout", default=0.0, help="end after so many seconds without one; default never")
 @click.argument("run")
-def tail(folder: str | None, collector: str | None, records: int, timeout: float, run: str, *, as_json: bool) -> None:
+def tail(
+    folder: str | None, collector: str | None, records: int, timeout: float, run: str, *, as_document: bool
+) -> None:
     """Follow what RUN logs, as it comes in; with --json a line a record."""
     address = _address(folder, collector)
     streams = ask(address, {"ask": "status"})["streams"]
@@ -69,7 +71,7 @@ def tail(folder: str | None, collector: str | None, records: int, timeout: float
     try:
         while socket.poll(int(timeout * 1000) if timeout else None):
             record = msgspec.json.decode(socket.recv()[17:])
-            click.echo(json.dumps(record) if as_json else _line(record))
+            click.echo(json.dumps(record) if as_document else _line(record))
             seen += 1
             if seen == records:
                 return

@@ -12,7 +12,7 @@ Command = Callable[..., Any]
 
 def common(command: Command) -> Command:
     """`--dir` and `--json`."""
-    command = click.option("--json", "as_json", is_flag=True, help="print one JSON document")(command)
+    command = click.option("--json", "as_document", is_flag=True, help="print one JSON document")(command)
     return click.option("--dir", "folder", default=None, help="data folder; default SIDESTEP_DIR, else sidestep-data")(
         command
     )
