@@ -267,12 +267,18 @@ def _zoom(
         if seen is not None:
             seen.append((grid, solved.rss))
         best = int(np.argmin(solved.rss))
-        grid = np.geomspace(grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)], points)
+        grid = _around(grid, best, points)
         solved = _solve(basis(grid), loss, constant=constant)
     if seen is not None:
         seen.append((grid, solved.rss))
     best = int(np.argmin(solved.rss))
     return _Solved(solved.a[best], solved.c[best], solved.rss[best]), float(grid[best])
+
+
+def _around(grid: Floats, best: int, points: int) -> Floats:
+    """A closer grid, evenly spread in the logarithm, between the neighbours of an entry."""
+    low, high = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
+    return low * (high / low) ** (np.arange(points) / (points - 1))
 
 
 def _power(time: Floats) -> Basis:
@@ -314,9 +320,8 @@ def _least(
     near = _nearest(basis(time)(grid), loss, starts, constant=constant)
     least = np.empty(len(starts))
     for at, (start, best) in enumerate(zip(starts.tolist(), near.tolist(), strict=True)):
-        around = grid[[max(best - 1, 0), best, min(best + 1, len(grid) - 1)]]
         window = loss[start:]
-        solved, _ = _zoom(basis(time[start:]), around, window, constant=constant, zooms=2, points=17)
+        solved, _ = _zoom(basis(time[start:]), _around(grid, best, 9), window, constant=constant, zooms=1, points=9)
         least[at] = max(solved.rss, _NOTHING * (window @ window))
     return least
 

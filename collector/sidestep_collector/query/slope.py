@@ -184,14 +184,13 @@ def _unit_difference(
     nats, bits = series.get(_NATS), series.get(_BITS)
     if nats is None or bits is None or law is None:
         return None
-    fits = [
+    first, second = (
         fit_power_law(curve.n[after:], curve.values[after:], floor=settings.floor)
         for curve in (one.averaged(settings.width if one.in_epochs else 1.0) for one in (nats, bits))
-    ]
-    if fits[0] is None or fits[1] is None:
+    )
+    if first is None or second is None:
         return None
-    difference = abs(fits[0].b - fits[1].b)
-    return difference / max(fits[0].b_se, 1e-9 * fits[0].b)
+    return abs(first.b - second.b) / max(first.b_se, 1e-9 * first.b)
 
 
 def _peak(curvature: Series | None) -> tuple[float | None, float | None]:
