@@ -3,6 +3,7 @@
 SidestepError
 ├── UsageError           a call or a command line that cannot be meant
 ├── ConfigError          a setting that is unknown or out of range
+├── ProfileError         a profile of metrics that cannot be used, or is unknown
 ├── MissingExtraError    an optional part is not installed
 ├── AddressError         an address that cannot be bound, reached or is refused
 ├── FolderError          a data folder that cannot be written or is taken by another collector
@@ -31,6 +32,12 @@ class UsageError(SidestepError):
 
 class ConfigError(SidestepError):
     """A setting that is unknown, of the wrong type or out of range."""
+
+    exit_code = 2
+
+
+class ProfileError(SidestepError):
+    """A profile of metrics that cannot be used, or is unknown."""
 
     exit_code = 2
 

@@ -1,0 +1,266 @@
+"""What may stand in a profile: every key, as data. docs/profiles.md explains them with examples.
+
+Numbers are compared as they are; `"1"` is the unit of what has none, so that a forgotten unit is an error.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+
+from sidestep_schemas.catalog import Metric
+from sidestep_schemas.catalog.metric import Better
+
+Words = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
+Tag = Annotated[str, StringConstraints(pattern=r"^\S+$")]
+Severity = Literal["info", "warning", "critical"]
+Statistic = Literal["mean", "std", "min", "max", "last", "n", "n_nonfinite"]
+
+#: The order in which severity rises.
+SEVERITIES: Final[tuple[Severity, ...]] = ("info", "warning", "critical")
+NO_UNIT: Final = "1"
+#: What a message may name, with a value to try it with.
+MESSAGE_FIELDS: Final = {"subject": "s", "metric": "m", "value": 1.0, "threshold": 1.0, "step": 1}
+#: A ratio of a value to the one before it.
+PREVIOUS: Final = "previous"
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class Target(_Spec):
+    """What is good: in words, and as bounds where it has any."""
+
+    text: Words
+    min: float | None = None
+    max: float | None = None
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min {self.min:g} is above max {self.max:g}")
+        return self
+
+
+class Judged(_Spec):
+    """What is good of a metric, and when to worry."""
+
+    target: Target | None = None
+    worry: Words | None = None
+
+    @field_validator("target", mode="before")
+    @classmethod
+    def _words_alone(cls, given: Any) -> Any:
+        return {"text": given} if isinstance(given, str) else given
+
+
+class MetricSpec(Judged):
+    """A metric, declared: what the catalogue says of its own, and where it comes from."""
+
+    name: Words
+    unit: Words
+    tier: Literal["step", "epoch", "periodic"]
+    meaning: Words
+    source: Words
+    better: Better = None
+    reduction: Literal["mean", "sum", "max", "l2"] = "mean"
+
+    def metric(self, tag: str) -> Metric:
+        """As the catalogue has it."""
+        unit = "" if self.unit == NO_UNIT else self.unit
+        return Metric(tag, self.name, unit, self.tier, self.meaning, self.better, self.reduction)
+
+
+class Held(_Spec):
+    """How long something must hold: so many of the last so many observations."""
+
+    steps: int | None = Field(default=None, ge=1, le=1000)
+    epochs: int | None = Field(default=None, ge=1, le=1000)
+    of: int | None = Field(default=None, ge=1, le=1000)
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> Self:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("takes either steps or epochs")
+        if self.of is not None and self.of < self.count:
+            raise ValueError(f"{self.count} of {self.of} can never be")
+        return self
+
+    @property
+    def count(self) -> int:
+        """How many observations."""
+        return self.steps or self.epochs or 1
+
+    @property
+    def window(self) -> int:
+        """Of how many."""
+        return self.of or self.count
+
+
+class Condition(_Spec):
+    """A further metric that must be beyond a bound at the same time."""
+
+    metric: Tag
+    above: float | None = None
+    below: float | None = None
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        if (self.above is None) == (self.below is None):
+            raise ValueError("takes either above or below")
+        return self
+
+
+class Escalation(_Spec):
+    """From where on an open finding is worse."""
+
+    severity: Severity
+    above: float | None = None
+    below: float | None = None
+
+
+class RuleSpec(_Spec):
+    """When a metric tells of trouble.
+
+    Forms: `threshold` judges a value, `ratio` one value by another (or by the one before it), `nonfinite` asks
+    whether it is a number at all. `over: step` takes values as they come, `over: epoch` a statistic of an epoch.
+    """
+
+    form: Literal["threshold", "ratio", "nonfinite"]
+    metric: Tag
+    to: Tag | None = None
+    over: Literal["step", "epoch"] = "step"
+    statistic: Statistic = "mean"
+    above: float | None = None
+    below: float | None = None
+    clear: float | None = None
+    also: list[Condition] = Field(default_factory=list[Condition])
+    held: Held | None = Field(default=None, alias="for")
+    warmup: int | None = Field(default=None, ge=0)
+    severity: Severity = "warning"
+    escalate: Escalation | None = None
+    message: Words
+    advice: list[Words] = Field(min_length=1)
+    enabled: bool = True
+
+    @field_validator("message")
+    @classmethod
+    def _can_be_filled_in(cls, message: str) -> str:
+        try:
+            message.format(**MESSAGE_FIELDS)
+        except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
+            raise ValueError(f"cannot be filled in ({error!r}); it may name {', '.join(MESSAGE_FIELDS)}") from None
+        return message
+
+    @model_validator(mode="after")
+    def _can_be_meant(self) -> Self:
+        bounded = self.above is not None or self.below is not None
+        if self.form == "nonfinite" and (bounded or self.clear is not None):
+            raise ValueError("a nonfinite rule has no bounds")
+        if self.form != "nonfinite" and not bounded:
+            raise ValueError(f"a {self.form} rule needs above or below")
+        if (self.form == "ratio") != (self.to is not None):
+            raise ValueError("a ratio rule, and no other, needs `to`: another metric, or `previous`")
+        if self.held is not None and (self.held.epochs is not None) != (self.over == "epoch"):
+            raise ValueError(f"a rule over {self.over} is held for {self.over}s")
+        self._check_clear()
+        return self
+
+    def _check_clear(self) -> None:
+        if self.clear is None:
+            return
+        if self.above is not None and self.below is not None:
+            raise ValueError("clear has no side where a rule has both above and below: write two rules")
+        if (self.above is not None and self.clear > self.above) or (self.below is not None and self.clear < self.below):
+            raise ValueError("clear lies beyond the level it fires at")
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The metrics it needs."""
+        to = () if self.to is None or self.to == PREVIOUS else (self.to,)
+        return (self.metric, *to, *(condition.metric for condition in self.also))
+
+
+class Override(_Spec):
+    """What a user says of a rule: in a collector's settings, or `sidestep.init(rules=...)`."""
+
+    enabled: bool | None = None
+    above: float | None = None
+    below: float | None = None
+    clear: float | None = None
+    held: Held | None = Field(default=None, alias="for")
+    warmup: int | None = Field(default=None, ge=0)
+    severity: Severity | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _switch_alone(cls, given: Any) -> Any:
+        return {"enabled": given} if isinstance(given, bool) else given
+
+    def applied(self, rule: RuleSpec) -> RuleSpec:
+        """The rule as it is to be.
+
+        Raises:
+            ValidationError: the two together cannot be meant.
+        """
+        said = self.model_dump(exclude_none=True)
+        if ("above" in said or "below" in said) and "clear" not in said:
+            said["clear"] = None  # it belonged to the bound that is replaced
+        return RuleSpec.model_validate(rule.model_dump() | said)
+
+
+class Chart(_Spec):
+    """Curves in one picture; of kind margin a curve between two others."""
+
+    title: Words
+    kind: Literal["multiline", "margin"] = "multiline"
+    tags: list[Tag] = Field(default_factory=list[Tag])
+    value: Tag | None = None
+    lower: Tag | None = None
+    upper: Tag | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        margin = (self.value, self.lower, self.upper)
+        if self.kind == "multiline" and (not self.tags or any(margin)):
+            raise ValueError("a multiline chart takes tags, and nothing else")
+        if self.kind == "margin" and (self.tags or not all(margin)):
+            raise ValueError("a margin chart takes value, lower and upper")
+        return self
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Tags of its curves."""
+        return (*self.tags, *(tag for tag in (self.value, self.lower, self.upper) if tag is not None))
+
+
+class Step(_Spec):
+    """A step of a playbook."""
+
+    look: Tag
+    means: Words
+    do: Words
+
+
+class Playbook(_Spec):
+    """What to look at, in which order, when something is wrong."""
+
+    title: Words
+    steps: list[Step] = Field(min_length=1)
+
+
+class Profile(_Spec):
+    """A family of metrics: what it measures, what is worrying, how it is laid out, what to do."""
+
+    name: Name
+    title: Words
+    meaning: Words
+    metrics: dict[Tag, MetricSpec] = Field(default_factory=dict[str, MetricSpec])
+    targets: dict[Tag, Judged] = Field(default_factory=dict[str, Judged])
+    rules: dict[Name, RuleSpec] = Field(default_factory=dict[str, RuleSpec])
+    panels: dict[Words, list[Chart]] = Field(default_factory=dict[str, list[Chart]])
+    playbooks: dict[Name, Playbook] = Field(default_factory=dict[str, Playbook])
+    suggest: list[Tag] = Field(default_factory=list[str])
