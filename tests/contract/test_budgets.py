@@ -17,8 +17,22 @@ import pytest
 import sidestep
 
 ROOT = Path(__file__).resolve().parents[2]
-HEAVY = {"torch", "numpy", "duckdb", "tensorboard", "zmq", "msgpack", "msgspec", "click", "pydantic", "structlog"}
-BASE_DEPENDENCIES = {"pyzmq", "msgpack", "click"}
+HEAVY = {
+    "torch",
+    "numpy",
+    "duckdb",
+    "tensorboard",
+    "zmq",
+    "msgpack",
+    "msgspec",
+    "click",
+    "pydantic",
+    "structlog",
+    "psutil",
+    "pynvml",
+}
+#: psutil (0.3 MB) and nvidia-ml-py (0.1 MB, pure Python) read the machine: people expect that of a tracker by default.
+BASE_DEPENDENCIES = {"pyzmq", "msgpack", "click", "psutil", "nvidia-ml-py"}
 WHEEL_LIMIT_BYTES = 400_000
 PACKAGES = ("sidestep", "sidestep_collector", "sidestep_schemas")
 
@@ -45,7 +59,7 @@ def test_importing_the_training_side_loads_nothing_of_the_collector() -> None:
     assert "sidestep_collector" not in _loaded_by("import sidestep")
 
 
-def test_base_dependencies_are_these_three() -> None:
+def test_base_dependencies_are_these_five() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert _names(project["dependencies"]) == BASE_DEPENDENCIES
 

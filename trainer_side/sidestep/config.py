@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import secrets
 import socket
@@ -24,10 +25,13 @@ RUN_VARIABLE: Final = "SIDESTEP_RUN_ID"
 NAME_VARIABLE: Final = "SIDESTEP_NAME"
 STRICT_VARIABLE: Final = "SIDESTEP_STRICT"
 
+SYSTEM_VARIABLE: Final = "SIDESTEP_SYSTEM_SECONDS"
 _RANK_VARIABLES: Final = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 _WORLD_VARIABLES: Final = ("WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 _RESTART_VARIABLES: Final = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 _ALPHABET: Final = "abcdefghijkmnpqrstuvwxyz23456789"  # without l, o, 0, 1
+#: Seconds between samples of the machine.
+_SYSTEM_SECONDS: Final = 10.0
 _NAMESPACE: Final = uuid.UUID("5a9d7d1c-6f4c-4c3a-9b53-2f1d4f6b8e10")
 
 
@@ -40,6 +44,7 @@ class RunConfig:
         collector: address; None for the one that belongs to `dir`.
         attempt: which start of this run, as far as the environment tells; the collector settles it.
     """
+        system_seconds: from one sample of the machine to the next; 0 takes none.
 
     project: str
     id: str
@@ -57,6 +62,7 @@ class RunConfig:
     attempt: int
     strict: bool
 
+    system_seconds: float
     @property
     def uid(self) -> bytes:
         """128-bit identity of the run."""
@@ -79,6 +85,7 @@ def resolve(
     world_size: int | None,
     profile: str | None,
     environ: Mapping[str, str] = os.environ,
+    system_seconds: float | None = None,
 ) -> RunConfig:
     """Settle what a run is.
 
@@ -109,6 +116,7 @@ def resolve(
         attempt=_first_int(environ, _RESTART_VARIABLES, 0),
         strict=environ.get(STRICT_VARIABLE, "") not in ("", "0"),
     )
+        system_seconds=_seconds(system_seconds, environ),
 
 
 def new_id() -> str:
@@ -139,6 +147,19 @@ def _started(pid: int) -> str:
 
 
 def _choice(what: str, given: str, known: tuple[str, ...]) -> str:
+def _seconds(given: float | None, environ: Mapping[str, str]) -> float:
+    if given is None and not environ.get(SYSTEM_VARIABLE):
+        return _SYSTEM_SECONDS
+    source = f"system_seconds={given!r}" if given is not None else f"{SYSTEM_VARIABLE}={environ[SYSTEM_VARIABLE]!r}"
+    try:
+        seconds = float(environ[SYSTEM_VARIABLE] if given is None else given)
+    except (TypeError, ValueError):
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise ConfigError(f"{source}: it is a number of seconds, or 0 to leave the machine alone")
+    return seconds
+
+
     if given not in known:
         raise ConfigError(f"{what}={given!r}: it is one of {', '.join(known)}")
     return given

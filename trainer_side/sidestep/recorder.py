@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from itertools import count
 from typing import Any, Final, NamedTuple
 
 from sidestep.encode import packed
@@ -34,7 +35,7 @@ class KeySetKey(NamedTuple):
 
 
 class Recorder:
-    """Appends records to a journal.
+    """Appends records to a journal; may be called by several threads.
 
     Args:
         journal: where they go; None records nothing.
@@ -46,7 +47,7 @@ class Recorder:
     def __init__(self, journal: Journal | None) -> None:
         self.layouts: dict[tuple[str | None, str, int, tuple[str, ...]], KeySetLayout] = {}
         self._journal = journal
-        self._next_key_set = 0
+        self._key_sets = count()  # one step for the interpreter: two threads never get the same number
 
     def scalars(self, at: At, key: KeySetKey, values: Iterable[float]) -> None:
         """Append a record of scalars, and the declaration of its key set before the first.
@@ -79,8 +80,7 @@ class Recorder:
         if len(set(tags)) != len(tags):
             double = next(tag for tag in tags if tags.count(tag) > 1)
             raise UsageError(f"two names of one call give the same tag {double!r}")
-        layout = KeySetLayout(self._next_key_set, len(tags), key.dtype)
-        self._next_key_set += 1
+        layout = KeySetLayout(next(self._key_sets), len(tags), key.dtype)
         now = (time.time_ns(), *at[1:])
         journal.append(lambda seq: packed(KIND_SCHEMA, seq, *now, layout.id, key.dtype, key.tier, tags, ()))
         if len(self.layouts) >= _LAYOUTS_MAX:

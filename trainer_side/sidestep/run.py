@@ -19,6 +19,7 @@ from sidestep.config import RunConfig
 from sidestep.epochs import EpochMark
 from sidestep.errors import UsageError
 from sidestep.journal import Journal
+from sidestep.machine import Machine
 from sidestep.push import Pusher
 from sidestep.recorder import KeySetKey, Recorder, is_name, tag_of
 from sidestep.report import DeliveryReport, LoggedConfig, deliver
@@ -45,6 +46,10 @@ class Run:
         journal: where records go; None for a run that is off.
         pusher: ships the journal.
         config: the script's own configuration.
+        machine: what samples the machine for it.
+
+    Attributes:
+        machine: likewise.
     """
 
     def __init__(
@@ -53,7 +58,9 @@ class Run:
         journal: Journal | None,
         pusher: Pusher | None,
         config: Mapping[str, Any] | None = None,
+        machine: Machine | None = None,
     ) -> None:
+        self.machine = machine
         self._settings = settings
         self._journal = journal
         self._pusher = pusher
@@ -131,6 +138,7 @@ class Run:
             "refused": dict(self._complaints.counts),
             "skipped_device_copies": self._mailbox.skipped,
             "journal": str(journal.folder) if journal and journal.folder else None,
+            "machine_failures": dict(self.machine.failures) if self.machine else {},
             "degraded": journal.degraded if journal else "",
         }
 

@@ -22,6 +22,7 @@ from sidestep.config import RunConfig, resolve
 from sidestep.errors import UsageError
 from sidestep.journal import Journal, stream_folder
 from sidestep.leftover import boot_id
+from sidestep.machine import Machine
 from sidestep.push import Pusher
 from sidestep.records import Identity
 from sidestep.run import Run
@@ -49,6 +50,7 @@ def init(
     rank: int | None = None,
     world_size: int | None = None,
     profile: str | None = None,
+    system_seconds: float | None = None,
 ) -> Run:
     """Begin a run, or return the one that this process has already.
 
@@ -72,6 +74,8 @@ def init(
         rank: default from torchrun, Slurm or MPI, else 0.
         world_size: number of ranks; default likewise, else 1.
         profile: name of a family of metrics.
+        system_seconds: from one sample of the machine (processors, memory, disks, network, GPU) to the next; 0 takes
+            none. Default `SIDESTEP_SYSTEM_SECONDS`, else 10.
 
     Raises:
         ConfigError, UsageError, AddressError: an argument that cannot be meant.
@@ -94,6 +98,7 @@ def init(
             rank=rank,
             world_size=world_size,
             profile=profile,
+            system_seconds=system_seconds,
         )
         if settings.collector is not None:
             endpoints(settings.collector)
@@ -119,8 +124,9 @@ def _start(settings: RunConfig, config: Mapping[str, Any] | None) -> Run:
     identity = Identity(settings.uid, settings.rank, attempt, secrets.token_bytes(8), boot_id())
     journal = Journal(stream_folder(root, identity), identity)
     address = None if settings.mode == "offline" else settings.collector or launch.ensure(settings.dir)
-    pusher = Pusher(journal, address)
-    run = Run(settings, journal, pusher, config)
+    machine = Machine(settings.system_seconds)
+    pusher = Pusher(journal, address, machine.tick)
+    run = Run(settings, journal, pusher, config, machine)
     run.mark(
         "start",
         project=settings.project,
@@ -140,6 +146,8 @@ def _start(settings: RunConfig, config: Mapping[str, Any] | None) -> Run:
         python=platform.python_version(),
         command=sys.argv[:64],
     )
+    machine.begin(run)
+    run.at_finish(machine.end)
     pusher.start()
     return run
 

@@ -27,11 +27,12 @@ BUILT_IN: Final = {
     "time": ("sidestep.probes.timing", "TimeProbe"),
     "memory": ("sidestep.probes.memory", "MemoryProbe"),
     "curvature": ("sidestep.probes.curvature", "CurvatureProbe"),
+    "system": ("sidestep.probes.system", "SystemProbe"),
 }
 #: Those of a `watch` that names none.
 DEFAULTS: Final = (
     *("clipping", "optimizer", "gradients", "updates", "weights", "moments", "activations"),
-    *("throughput", "ema", "time", "memory"),
+    *("throughput", "ema", "time", "memory", "system"),
 )
 GROUP: Final = "sidestep.probes"
 
