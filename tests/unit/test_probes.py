@@ -38,7 +38,7 @@ def test_every_tag_of_a_probe_is_in_the_catalogue(name: str) -> None:
 
 def test_every_probe_is_in_the_table() -> None:
     files = {path.stem for path in Path(gradients.__file__).parent.glob("[a-z]*.py")}
-    machinery = {"protocol", "registry", "cadence", "calls", "norms", "sample"}
+    machinery = {"protocol", "registry", "cadence", "calls", "norms", "sample", "expected"}
     assert files - machinery == {module.rpartition(".")[2] for module, _ in registry.BUILT_IN.values()}
 
 
@@ -193,6 +193,22 @@ def test_a_sample_of_very_many_parameters_is_bounded_as_a_whole() -> None:
     assert sum(factor**2 * count for factor, count in zip(chosen.factors, chosen.counts, strict=True)) == pytest.approx(
         5e5
     )
+
+
+def test_all_weights_are_compared_on_demand() -> None:
+    parameters = [weights(200, 300), weights(64, 32, 3, 3, seed=1)]
+    changes = [0.01 * weights(*parameter.shape, seed=9).detach() for parameter in parameters]
+    expected = exact_norm(*changes) / exact_norm(*[parameter.detach() for parameter in parameters])
+    (taken,) = updates.sample([Placed(parameter, 0) for parameter in parameters], exact=True)
+    with torch.no_grad():
+        taken.take()
+        for parameter, change in zip(parameters, changes, strict=True):
+            parameter.add_(change)
+        change, before = taken.compare()
+    assert (change.values / before.values).item() == pytest.approx(expected, rel=1e-5)
+    (probe,) = [probe for probe in registry.chosen({"updates": {"exact": True}}) if probe.name == "updates"]
+    assert isinstance(probe, updates.UpdateProbe)
+    assert ratio_of(parameters, changes) != pytest.approx(expected, rel=1e-5)  # a sample of them is
 
 
 def test_frozen_and_empty_parameters_are_left_out_of_updates() -> None:

@@ -16,6 +16,7 @@ BUILT_IN: Final = {
     "optimizer": ("sidestep.probes.optimizer", "OptimizerProbe"),
     "gradients": ("sidestep.probes.gradients", "GradientProbe"),
     "updates": ("sidestep.probes.updates", "UpdateProbe"),
+    "effectiveness": ("sidestep.probes.effectiveness", "EffectivenessProbe"),
     "weights": ("sidestep.probes.weights", "WeightProbe"),
     "moments": ("sidestep.probes.moments", "MomentProbe"),
     "activations": ("sidestep.probes.activations", "ActivationProbe"),

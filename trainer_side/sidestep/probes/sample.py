@@ -12,7 +12,7 @@ the sample, which is exact where n_p = N_p; `factors` are the roots √(N_p / n_
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate
 from typing import Final, NamedTuple
@@ -40,26 +40,35 @@ class Coordinates:
 
     Args:
         placed: parameters on one device, their blocks rising; none is empty.
+        exact: look at all of them. A copy is then as large as the parameters are in float32.
+        shares: what the norms of some of them count for, where that is not 1.
 
     Attributes:
         parameters: the parameters.
+        blocks: their blocks.
         sizes: their numbers of elements, here.
         counts: how many of them are looked at.
+        shares: what the norm of each counts for in that over all ranks (`sidestep.probes.sharding`).
         factors: roots of what a coordinate counts for.
     """
 
-    def __init__(self, placed: Sequence[Placed]) -> None:
+    def __init__(
+        self, placed: Sequence[Placed], *, exact: bool = False, shares: Mapping[Tensor, float] | None = None
+    ) -> None:
         self.parameters = [parameter for parameter, _ in placed]
+        self.blocks = [block for _, block in placed]
         self.sizes = [local(parameter).numel() for parameter in self.parameters]
-        limit = max(1, min(SAMPLE, TOTAL // len(placed)))
+        limit = max(self.sizes) if exact else max(1, min(SAMPLE, TOTAL // len(placed)))
         self._strides = [stride_of(size, limit) for size in self.sizes]
         self.counts = [-(-size // stride) for size, stride in zip(self.sizes, self._strides, strict=True)]
         self._starts = [0, *accumulate(self.counts)]
-        self.factors = [math.sqrt(size / count) for size, count in zip(self.sizes, self.counts, strict=True)]
+        self.shares = [1.0 if shares is None else shares.get(parameter, 1.0) for parameter in self.parameters]
+        sizes = zip(self.shares, self.sizes, self.counts, strict=True)
+        self.factors = [share * math.sqrt(size / count) for share, size, count in sizes]
         double = any(parameter.dtype in (torch.float64, torch.complex128) for parameter in self.parameters)
         self._dtype = torch.float64 if double else torch.float32
         self._device = local(self.parameters[0]).device
-        self._blocks, self._block_counts = _added_up([block for _, block in placed], self.counts)
+        self._blocks, self._block_counts = _added_up(self.blocks, self.counts)
 
     def rows(self) -> Rows:
         """Memory for a sample."""
@@ -81,17 +90,29 @@ class Coordinates:
         Returns:
             Numbers of the parameters that have none.
         """
+        return self.read_tensors(into, [parameter.grad for parameter in self.parameters])
+
+    @torch.no_grad()
+    def read_tensors(self, into: Rows, tensors: Sequence[Tensor | None]) -> list[int]:
+        """Copy the sample of tensors shaped as the parameters are, one for each; of a missing one it is zero.
+
+        Returns:
+            Numbers of the parameters whose tensor is missing, sparse or elsewhere.
+        """
         views: list[Tensor] = []
         absent: list[int] = []
-        for number, (parameter, stride) in enumerate(zip(self.parameters, self._strides, strict=True)):
-            gradient = parameter.grad
-            if gradient is None or gradient.layout != torch.strided or gradient.device != parameter.device:
+        for number, (tensor, parameter, stride) in enumerate(zip(tensors, self.parameters, self._strides, strict=True)):
+            if tensor is None or tensor.layout != torch.strided or tensor.device != parameter.device:
                 absent.append(number)
                 views.append(into.whole.new_zeros(self.counts[number]))
             else:
-                views.append(strided(seen(gradient), stride))
+                views.append(strided(seen(tensor), stride))
         _copy(views, into.whole)
         return absent
+
+    def read_one(self, number: int, tensor: Tensor) -> Tensor:
+        """The sample of a tensor shaped as one parameter is; a view wherever it can be."""
+        return strided(seen(tensor), self._strides[number])
 
     def part(self, whole: Tensor, number: int) -> Tensor:
         """What of a tensor as long as a sample belongs to one parameter."""
@@ -106,29 +127,55 @@ class Coordinates:
         """What each number of a sample counts for in a sum: N_p / n_p."""
         return self._spread([factor**2 for factor in self.factors])
 
+    def spread(self, numbers: Tensor) -> Tensor:
+        """One number a parameter, repeated for each of its coordinates; on the sample's device, never waited for."""
+        return numbers.to(self._device, self._dtype, non_blocking=True)[self._owners]
+
+    def add_up(self, values: Tensor, blocks: int) -> Tensor:
+        """Sums over the coordinates of each block: of shape (k, coordinates) to (k, blocks)."""
+        return values.new_zeros(len(values), blocks).index_add_(1, self._block_numbers, values)
+
+    @cached_property
+    def _owners(self) -> Tensor:
+        return self._repeated(torch.arange(len(self.counts)))
+
+    @cached_property
+    def _block_numbers(self) -> Tensor:
+        return self._repeated(torch.tensor(self.blocks))
+
     @cached_property
     def _roots(self) -> Tensor | None:
         # Of each number of a sample; None where every element is in it, as in small networks.
-        return None if self.counts == self.sizes else self._spread(self.factors)
+        return None if all(factor == 1.0 for factor in self.factors) else self._spread(self.factors)
 
     def _spread(self, numbers: Sequence[float]) -> Tensor:
-        each = torch.tensor(numbers, dtype=self._dtype).repeat_interleave(torch.tensor(self.counts))
-        return each.to(self._device, non_blocking=True)
+        return self._repeated(torch.tensor(numbers, dtype=self._dtype))
+
+    def _repeated(self, numbers: Tensor) -> Tensor:
+        return numbers.repeat_interleave(torch.tensor(self.counts)).to(self._device, non_blocking=True)
 
 
-def coordinates(placed: Sequence[Placed], *, trained: bool = True) -> list[Coordinates]:
+def coordinates(
+    placed: Sequence[Placed],
+    *,
+    trained: bool = True,
+    exact: bool = False,
+    shares: Mapping[Tensor, float] | None = None,
+) -> list[Coordinates]:
     """Coordinates of all parameters that have elements, one object a device.
 
     Args:
         placed: parameters, their blocks rising.
         trained: leave out those that need no gradient.
+        exact: look at all of their elements.
+        shares: what the norms of some of them count for, where that is not 1.
     """
     devices: dict[torch.device, list[Placed]] = {}
     for entry in placed:
         here = local(entry.parameter)
         if (entry.parameter.requires_grad or not trained) and here.numel():
             devices.setdefault(here.device, []).append(entry)
-    return [Coordinates(entries) for entries in devices.values()]
+    return [Coordinates(entries, exact=exact, shares=shares) for entries in devices.values()]
 
 
 def stride_of(size: int, limit: int = SAMPLE) -> int:
