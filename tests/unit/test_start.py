@@ -29,6 +29,10 @@ def end_of(folder: Path) -> dict[str, object]:
     return json.loads(read_records(folder)[-1].fields[1])
 
 
+def start_of(run) -> dict[str, object]:
+    return json.loads(read_records(run.stats["journal"])[0].fields[1])
+
+
 def test_a_process_has_one_run_until_it_is_finished(begin):
     run = begin(id="one")
     assert begin(id="two") is run
@@ -142,3 +146,34 @@ def test_a_strict_script_ends_at_what_cannot_be_recorded(tmp_path):
     done = train(tmp_path, "import sidestep; sidestep.init().log({'a': 'x'})", SIDESTEP_STRICT="1")
     assert done.returncode == 1
     assert "UsageError: 'a' is no number" in done.stderr
+
+
+def test_a_profile_and_rules_travel_with_the_start(begin):
+    run = begin(profile="jepa", rules={"frozen_block": False, "exploding_block": {"above": 1e4}})
+    said = start_of(run)
+    assert said["profile"] == "jepa"
+    assert said["rules"] == {"frozen_block": False, "exploding_block": {"above": 1e4}}
+    assert "profile_text" not in said
+
+
+def test_a_profile_of_ones_own_travels_as_text(begin, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: mine\n", encoding="utf-8")
+    said = start_of(begin(profile=path))
+    assert (said["profile"], said["profile_text"]) == ("mine", "name: mine\n")
+
+
+def test_a_profile_may_stand_in_the_environment(begin, monkeypatch):
+    monkeypatch.setenv("SIDESTEP_PROFILE", "slope")
+    assert start_of(begin())["profile"] == "slope"
+
+
+def test_a_profile_that_cannot_be_read_is_an_error_at_once(begin):
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml'.*cannot be read"):
+        begin(profile="nowhere.yaml")
+
+
+@pytest.mark.parametrize("rules", [["frozen_block"], {"frozen_block": 3}])
+def test_rules_that_cannot_be_meant_are_an_error_at_once(begin, rules):
+    with pytest.raises(ConfigError, match="it maps the name of a rule"):
+        begin(rules=rules)

@@ -1,4 +1,5 @@
-"""What a run is to be: the arguments of `init`, else the environment, else defaults. Reads no file."""
+"""What a run is to be: the arguments of `init`, else the environment, else defaults. Reads no file but a
+profile of the user's."""
 
 from __future__ import annotations
 
@@ -11,8 +12,9 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, cast
+from typing import Any, Final, Literal, cast
 
+from sidestep.judged import read_profile, read_rules
 from sidestep_schemas.errors import ConfigError
 from sidestep_schemas.layout import COLLECTOR_VARIABLE, DEFAULT_PROJECT, data_dir
 
@@ -42,6 +44,8 @@ class RunConfig:
     Attributes:
         uid: 16 bytes that follow from project and id alone, so ranks and resumes agree without asking.
         collector: address; None for the one that belongs to `dir`.
+        profile, profile_text: name of a family of metrics, and its text where it is a file of the user's.
+        rules: rules that are set otherwise, by name.
         attempt: which start of this run, as far as the environment tells; the collector settles it.
     """
         system_seconds: from one sample of the machine to the next; 0 takes none.
@@ -54,6 +58,8 @@ class RunConfig:
     notes: str
     profile: str
     dir: Path
+    profile_text: str
+    rules: Mapping[str, Any]
     collector: str | None
     mode: Mode
     resume: Resume
@@ -83,8 +89,8 @@ def resolve(
     resume: str,
     rank: int | None,
     world_size: int | None,
-    profile: str | None,
-    environ: Mapping[str, str] = os.environ,
+    profile: str | os.PathLike[str] | None,
+    rules: Mapping[str, Any] | None = None,
     system_seconds: float | None = None,
 ) -> RunConfig:
     """Settle what a run is.
@@ -100,13 +106,16 @@ def resolve(
         raise ConfigError(f"rank={ranks}, world_size={world}: rank counts from 0, world_size from 1")
     run_id = id or environ.get(RUN_VARIABLE) or _job_id(environ) or new_id()
     return RunConfig(
+    profile_name, profile_text = read_profile(profile, environ)
         project=project or environ.get(PROJECT_VARIABLE) or DEFAULT_PROJECT,
         id=run_id,
         name=name or environ.get(NAME_VARIABLE) or run_id,
         group=group or "",
         tags=tags,
         notes=notes or "",
-        profile=profile or "",
+        profile=profile_name,
+        profile_text=profile_text,
+        rules=read_rules(rules),
         dir=data_dir(dir),
         collector=collector or environ.get(COLLECTOR_VARIABLE) or None,
         mode=cast("Mode", mode),

@@ -49,7 +49,8 @@ def init(
     resume: str = "auto",
     rank: int | None = None,
     world_size: int | None = None,
-    profile: str | None = None,
+    profile: str | os.PathLike[str] | None = None,
+    rules: Mapping[str, Any] | None = None,
     system_seconds: float | None = None,
 ) -> Run:
     """Begin a run, or return the one that this process has already.
@@ -73,7 +74,10 @@ def init(
         resume: "auto"; "never" (an id that is known here is an error); "must" (one that is not is an error).
         rank: default from torchrun, Slurm or MPI, else 0.
         world_size: number of ranks; default likewise, else 1.
-        profile: name of a family of metrics.
+        profile: name of a family of metrics (`sidestep profile list`), or path to a YAML file of your own; default
+            `SIDESTEP_PROFILE`.
+        rules: rules that are set otherwise: a name to False (off), or to what is different of it:
+            `{"exploding_block": {"above": 1e4}}`.
         system_seconds: from one sample of the machine (processors, memory, disks, network, GPU) to the next; 0 takes
             none. Default `SIDESTEP_SYSTEM_SECONDS`, else 10.
 
@@ -98,6 +102,7 @@ def init(
             rank=rank,
             world_size=world_size,
             profile=profile,
+            rules=rules,
             system_seconds=system_seconds,
         )
         if settings.collector is not None:
@@ -137,6 +142,7 @@ def _start(settings: RunConfig, config: Mapping[str, Any] | None) -> Run:
         notes=settings.notes,
         config=run.config,
         profile=settings.profile,
+        **_judged_by(settings),
         world_size=settings.world_size,
         host=socket.gethostname(),
         pid=os.getpid(),
@@ -150,6 +156,11 @@ def _start(settings: RunConfig, config: Mapping[str, Any] | None) -> Run:
     run.at_finish(machine.end)
     pusher.start()
     return run
+
+
+def _judged_by(settings: RunConfig) -> dict[str, Any]:
+    said = {"profile_text": settings.profile_text, "rules": dict(settings.rules)}
+    return {name: value for name, value in said.items() if value}
 
 
 def _next_attempt(settings: RunConfig, root: Path) -> int:
