@@ -8,8 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Final
@@ -42,23 +42,37 @@ def run_beside(root: Path, command: tuple[str, ...], names: Mapping[str, str], *
         raise UsageError("nothing to run: sidestep run -- python train.py")
     if shutil.which(command[0]) is None:
         raise UsageError(f"{command[0]} cannot be run: there is no such command")
+    started = time.time()
+    with collector_for(root) as variables:
+        code = _run_job(command, {**os.environ, **variables, **names})
+    summarize = _summary()
+    if summarize is not None:
+        summarize(root, started, as_json=as_json)
+    return code
+
+
+@contextmanager
+def collector_for(root: Path) -> Generator[dict[str, str], None, None]:
+    """The collector of a data folder for as long as this lasts; one that was there before stays.
+
+    Yields:
+        The environment that leads jobs to it.
+
+    Raises:
+        MissingExtraError: the collector is not installed here.
+        SidestepError: it could not be started.
+    """
     launch.require_installed()
     running = launch.find(root)
     collector = running or start_and_wait(root)
-    environ = {**os.environ, COLLECTOR_VARIABLE: collector.address, DIR_VARIABLE: str(root), **names}
-    started = time.time()
     try:
-        code = _run_job(command, environ)
+        yield {COLLECTOR_VARIABLE: collector.address, DIR_VARIABLE: str(root)}
     finally:
         if running is None and launch.find(root) == collector:  # else it is gone: what it lacks is in the journals
             _ship_leftovers(root, collector.address)
             with suppress(ProcessLookupError):
                 os.kill(collector.pid, signal.SIGTERM)
             wait_for_end(root, collector.pid, _START_SECONDS)
-    summarize = _summary()
-    if summarize is not None:
-        summarize(root, started, as_json=as_json)
-    return code
 
 
 def start_and_wait(root: Path, *options: str) -> launch.Collector:

@@ -111,6 +111,54 @@ def run(
     return run_beside(data_dir(folder), command, given | auto, as_json=as_json)
 
 
+@cli.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@common
+@click.option("--name", required=True, help="name of the sweep: the group of its runs")
+@click.option("--grid", multiple=True, required=True, metavar="NAME=A,B,…", help="an axis; NAME=0..4 counts")
+@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="how many run at once")
+@click.option("--project", default=None, help="project of the runs")
+@click.option("--again", is_flag=True, help="run also what has ended well before")
+@click.option("--dry-run", is_flag=True, help="print the commands, run nothing")
+@click.option("--no-auto", is_flag=True, help="leave scripts alone that do not call sidestep themselves")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def sweep(  # noqa: PLR0917 - click hands in options by name
+    folder: str | None,
+    name: str,
+    grid: tuple[str, ...],
+    jobs: int,
+    project: str | None,
+    command: tuple[str, ...],
+    *,
+    again: bool,
+    dry_run: bool,
+    as_json: bool,
+    no_auto: bool,
+) -> int:
+    r"""Run COMMAND once for each setting of a grid, all attached to one collector.
+
+    A setting goes to its {place} in COMMAND, or is added as --name=value. Called again, it runs what has not ended
+    well.
+
+    \b
+    sidestep sweep --name lr --grid lr=0.1,0.01 --grid seed=0..3 --jobs 2 -- python train.py
+    """
+    from sidestep.sweep_command import sweep as run_all  # noqa: PLC0415 - loaded when asked for
+
+    asked = command[1:] if command[:1] == ("--",) else command
+    return run_all(
+        data_dir(folder),
+        name,
+        asked,
+        grid,
+        project=project,
+        at_once=jobs,
+        again=again,
+        dry_run=dry_run,
+        no_auto=no_auto,
+        as_json=as_json,
+    )
+
+
 @cli.command(context_settings={"ignore_unknown_options": True})
 @common
 @click.option("--foreground", is_flag=True, help="stay in the foreground, log to the terminal")

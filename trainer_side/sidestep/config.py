@@ -25,15 +25,16 @@ MODE_VARIABLE: Final = "SIDESTEP_MODE"
 PROJECT_VARIABLE: Final = "SIDESTEP_PROJECT"
 RUN_VARIABLE: Final = "SIDESTEP_RUN_ID"
 NAME_VARIABLE: Final = "SIDESTEP_NAME"
+GROUP_VARIABLE: Final = "SIDESTEP_GROUP"
 STRICT_VARIABLE: Final = "SIDESTEP_STRICT"
-
 SYSTEM_VARIABLE: Final = "SIDESTEP_SYSTEM_SECONDS"
+
 _RANK_VARIABLES: Final = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 _WORLD_VARIABLES: Final = ("WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 _RESTART_VARIABLES: Final = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
-_ALPHABET: Final = "abcdefghijkmnpqrstuvwxyz23456789"  # without l, o, 0, 1
 #: Seconds between samples of the machine.
 _SYSTEM_SECONDS: Final = 10.0
+_ALPHABET: Final = "abcdefghijkmnpqrstuvwxyz23456789"  # without l, o, 0, 1
 _NAMESPACE: Final = uuid.UUID("5a9d7d1c-6f4c-4c3a-9b53-2f1d4f6b8e10")
 
 
@@ -43,12 +44,12 @@ class RunConfig:
 
     Attributes:
         uid: 16 bytes that follow from project and id alone, so ranks and resumes agree without asking.
-        collector: address; None for the one that belongs to `dir`.
         profile, profile_text: name of a family of metrics, and its text where it is a file of the user's.
         rules: rules that are set otherwise, by name.
+        collector: address; None for the one that belongs to `dir`.
         attempt: which start of this run, as far as the environment tells; the collector settles it.
-    """
         system_seconds: from one sample of the machine to the next; 0 takes none.
+    """
 
     project: str
     id: str
@@ -57,9 +58,9 @@ class RunConfig:
     tags: tuple[str, ...]
     notes: str
     profile: str
-    dir: Path
     profile_text: str
     rules: Mapping[str, Any]
+    dir: Path
     collector: str | None
     mode: Mode
     resume: Resume
@@ -67,8 +68,8 @@ class RunConfig:
     world_size: int
     attempt: int
     strict: bool
-
     system_seconds: float
+
     @property
     def uid(self) -> bytes:
         """128-bit identity of the run."""
@@ -92,6 +93,7 @@ def resolve(
     profile: str | os.PathLike[str] | None,
     rules: Mapping[str, Any] | None = None,
     system_seconds: float | None = None,
+    environ: Mapping[str, str] = os.environ,
 ) -> RunConfig:
     """Settle what a run is.
 
@@ -104,13 +106,13 @@ def resolve(
     world = _first_int(environ, _WORLD_VARIABLES, 1) if world_size is None else world_size
     if not 0 <= ranks < 2**32 or world < 1:
         raise ConfigError(f"rank={ranks}, world_size={world}: rank counts from 0, world_size from 1")
+    profile_name, profile_text = read_profile(profile, environ)
     run_id = id or environ.get(RUN_VARIABLE) or _job_id(environ) or new_id()
     return RunConfig(
-    profile_name, profile_text = read_profile(profile, environ)
         project=project or environ.get(PROJECT_VARIABLE) or DEFAULT_PROJECT,
         id=run_id,
         name=name or environ.get(NAME_VARIABLE) or run_id,
-        group=group or "",
+        group=group or environ.get(GROUP_VARIABLE) or "",
         tags=tags,
         notes=notes or "",
         profile=profile_name,
@@ -124,8 +126,8 @@ def resolve(
         world_size=max(world, ranks + 1),
         attempt=_first_int(environ, _RESTART_VARIABLES, 0),
         strict=environ.get(STRICT_VARIABLE, "") not in ("", "0"),
-    )
         system_seconds=_seconds(system_seconds, environ),
+    )
 
 
 def new_id() -> str:
@@ -155,7 +157,6 @@ def _started(pid: int) -> str:
         return ""
 
 
-def _choice(what: str, given: str, known: tuple[str, ...]) -> str:
 def _seconds(given: float | None, environ: Mapping[str, str]) -> float:
     if given is None and not environ.get(SYSTEM_VARIABLE):
         return _SYSTEM_SECONDS
@@ -169,6 +170,7 @@ def _seconds(given: float | None, environ: Mapping[str, str]) -> float:
     return seconds
 
 
+def _choice(what: str, given: str, known: tuple[str, ...]) -> str:
     if given not in known:
         raise ConfigError(f"{what}={given!r}: it is one of {', '.join(known)}")
     return given
