@@ -137,8 +137,8 @@ class Run:
             "dropped": dict(journal.dropped) if journal else {},
             "refused": dict(self._complaints.counts),
             "skipped_device_copies": self._mailbox.skipped,
-            "journal": str(journal.folder) if journal and journal.folder else None,
             "machine_failures": dict(self.machine.failures) if self.machine else {},
+            "journal": str(journal.folder) if journal and journal.folder else None,
             "degraded": journal.degraded if journal else "",
         }
 

@@ -79,12 +79,12 @@ def watch(
         again = "watch() was called again: the run goes on as it is; several optimizers go into one call, in a list"
         run.guard(lambda: run.complain("watch", "again", again))
         return run
+    if run.machine is not None and all(probe.name != "system" for probe in taken):
+        run.machine.seconds = 0.0  # every run begins with it
     watched = Watched(run, model, optimizers, settled, scaler=scaler, ema=ema)
     _Watch(watched, settled, Sampling(watched, taken, every))
     _watched.add(run)
     return run
-    if run.machine is not None and all(probe.name != "system" for probe in taken):
-        run.machine.seconds = 0.0  # every run begins with it
 
 
 class _Member:
