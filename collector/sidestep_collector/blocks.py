@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sidestep_schemas.catalog import Metric
+
 
 @dataclass(frozen=True, slots=True)
 class Stream:
@@ -204,7 +206,10 @@ class Progress:
 
 @dataclass(slots=True)
 class Batch:
-    """What one flush commits: rows, aggregates, and the watermarks they carry the streams to."""
+    """What one flush commits: rows, aggregates, and the watermarks they carry the streams to.
+
+    `metrics` is what is declared of tags that came up, where a run's profile declares it.
+    """
 
     blocks: list[ScalarBlock] = field(default_factory=list[ScalarBlock])
     items: list[Item] = field(default_factory=list[Item])
@@ -215,3 +220,4 @@ class Batch:
     progress: list[Progress] = field(default_factory=list[Progress])
     key_sets: list[tuple[Stream, KeySet]] = field(default_factory=list[tuple[Stream, KeySet]])
     nbytes: int = 0
+    metrics: dict[str, Metric] = field(default_factory=dict[str, Metric])

@@ -1,6 +1,7 @@
 import io
 import json
 import math
+import re
 import struct
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from sidestep_collector.blocks import (
     Tensor,
     Text,
 )
+from sidestep_collector.profiles import Choices
 from sidestep_collector.sinks import event_file
 from sidestep_collector.sinks.tensorboard import TensorBoardSink
 
@@ -282,17 +284,52 @@ def layouts(root, sub="attempt_0"):
 
 
 def test_the_layout_has_a_chart_for_each_group_of_tags(tmp_path, sink):
-    names = ("train/loss_total", "train/gradients/a", "train/gradients/b", "alone", "val/x.y")
+    names = ("train/mine", "train/other/a", "train/other/b", "alone", "val/x.y")
     sink.write(Batch(blocks=[block([1], names=names)]))
     (layout,) = layouts(tmp_path)
     charts = {category.title: [chart.title for chart in category.chart] for category in layout.category}
     assert charts == {
         "other": ["alone"],
-        "train": ["train/gradients", "train/loss_total"],
+        "train": ["train/mine", "train/other"],
         "val": ["val/x.y"],
     }
-    assert layout.category[1].chart[0].multiline.tag == ["^train/gradients(/|$)"]
+    assert layout.category[1].chart[1].multiline.tag == ["^train/other(/|$)"]
     assert layout.category[2].chart[0].multiline.tag == [r"^val/x\.y(/|$)"]
+
+
+def test_the_panels_of_the_runs_profile_come_first_and_show_what_is_there(tmp_path):
+    choices = Choices()
+    choices.note("r1", {"profile": "jepa"})
+    sink = TensorBoardSink(tmp_path, {}, choices)
+    cosines = tuple(f"train/prediction/level0_cosine_sim_{name}" for name in ("mean", "min", "max"))
+    sink.write(Batch(blocks=[block([1], names=("train/loss/h0", "train/loss/h1", "train/loss_total", *cosines))]))
+    sink.close()
+    (layout,) = layouts(tmp_path)
+    charts = [(category.title, [chart.title for chart in category.chart]) for category in layout.category]
+    assert charts == [
+        ("Losses", ["levels"]),
+        ("Prediction", ["level 0", "cosine, all levels"]),
+        ("Losses", ["loss"]),  # of the common part
+        ("train", ["train/loss", "train/loss_total", "train/prediction"]),
+    ]
+    [pattern] = layout.category[0].chart[0].multiline.tag
+    assert [bool(re.match(pattern, tag)) for tag in ("train/loss/h0", "train/loss/h12", "train/loss_total")] == [
+        1,
+        1,
+        0,
+    ]
+    [series] = layout.category[1].chart[0].margin.series
+    assert (series.value, series.lower, series.upper) == cosines
+
+
+def test_a_tag_is_described_as_the_runs_profile_says(tmp_path):
+    choices = Choices()
+    choices.note("r1", {"profile": "jepa"})
+    sink = TensorBoardSink(tmp_path, {}, choices)
+    sink.write(Batch(blocks=[block([1], names=("train/collapse/level3_effective_rank",))]))
+    sink.close()
+    described = accumulator(folder(tmp_path)).SummaryMetadata("train/collapse/level3_effective_rank")
+    assert "Unit: dimensions. Target: above 100 of 768" in described.summary_description
 
 
 def test_the_layout_does_not_grow_the_file(tmp_path, sink):

@@ -10,9 +10,9 @@ import msgspec
 import numpy as np
 
 from sidestep_collector.blocks import Histogram, Image, Moment, Text
+from sidestep_collector.profiles import Declared
 from sidestep_collector.sinks.protos import protos
 from sidestep_collector.sinks.records import frame
-from sidestep_schemas import catalog
 
 NS_PER_SECOND: Final = 1e9
 
@@ -42,14 +42,23 @@ def event(wall_time: float, step: int, values: Iterable[Any]) -> bytes:
     return frame(protos().Event(wall_time=wall_time, step=step, summary=summary).SerializeToString())
 
 
-def scalar(tag: str, value: float, *, described: bool = False) -> Any:
-    """A scalar; `described` adds what the catalogue says of the tag, which a viewer needs once."""
-    metric = catalog.find(tag) if described else None
-    if metric is None:
+def scalar(tag: str, value: float, described: Declared | None = None) -> Any:
+    """A scalar; with `described`, what is declared of the tag is said, which a viewer needs once."""
+    if described is None:
         return protos().Summary.Value(tag=tag, simple_value=value)
-    unit = f" Unit: {metric.unit}." if metric.unit else ""
-    metadata = protos().SummaryMetadata(summary_description=metric.meaning + unit)
+    metadata = protos().SummaryMetadata(summary_description=_description(described))
     return protos().Summary.Value(tag=tag, simple_value=value, metadata=metadata)
+
+
+def _description(declared: Declared) -> str:
+    metric, judged = declared.metric, declared.judged
+    said = [metric.meaning, f"Unit: {metric.unit}." if metric.unit else ""]
+    if judged is not None:
+        said += [
+            f"Target: {judged.target.text}." if judged.target else "",
+            f"Worry: {judged.worry}." if judged.worry else "",
+        ]
+    return " ".join(part for part in said if part)
 
 
 def image(item: Image) -> Any | None:

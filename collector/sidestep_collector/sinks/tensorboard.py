@@ -5,13 +5,13 @@
 
 A stream's file keeps its name for good, so a collector that starts again goes on in it, from the length
 that was committed with the store. Rank 0 also carries what belongs to the run: settings, aggregates of
-epochs (`epoch/<tag>`) and the layout of charts. Tensors stay in the store alone.
+epochs (`epoch/<tag>`), findings (`findings/<rule>`) and the layout of charts. Tensors stay in the store alone.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any, Final
 import numpy as np
 
 from sidestep_collector.blocks import Batch, EpochSummary, Event, Histogram, Image, Item, ScalarBlock, Stream, Text
+from sidestep_collector.profiles import Choices, Profile, Vocabulary
 from sidestep_collector.sinks import chart_layout, hparams, summaries
 from sidestep_collector.sinks.event_file import Chunk, EventFiles
 from sidestep_collector.sinks.protos import protos
@@ -39,6 +40,7 @@ _LEADING_BYTES: Final = 1 << 18
 class _Work:
     """What a batch has for one file."""
 
+    run: str
     rank: int
     blocks: list[ScalarBlock] = field(default_factory=list[ScalarBlock])
     items: list[Item] = field(default_factory=list[Item])
@@ -57,12 +59,26 @@ class _Work:
 
 @dataclass(slots=True)
 class _State:
-    """What is known of a file: its groups of tags, how many the last layout had, what was described."""
+    """What is known of a file: by which profiles its run goes, its groups of tags and charts, how many of both the
+    last layout had, what was described."""
 
-    groups: dict[str, None]
-    laid_out: int
+    profiles: tuple[Profile, ...]
+    vocabulary: Vocabulary
+    charts_of: chart_layout.Charts
+    groups: dict[str, None] = field(default_factory=dict[str, None])
+    charts: dict[tuple[str, str], None] = field(default_factory=dict[tuple[str, str], None])
+    laid_out: int = 0
     described: set[int] = field(default_factory=set[int])
     configured: bool = False
+
+    def saw(self, tags: Collection[str]) -> None:
+        """Take note of tags that were not there before."""
+        self.groups.update(dict.fromkeys(chart_layout.groups_of(tags)))
+        self.charts.update(dict.fromkeys(self.charts_of.of(tags)))
+
+    def size(self) -> int:
+        """Charts that a layout would have now."""
+        return len(self.groups) + len(self.charts)
 
 
 class TensorBoardSink:
@@ -71,9 +87,11 @@ class TensorBoardSink:
     Args:
         root: the data folder.
         files: lengths of event files as committed with the store: path relative to `root` -> bytes.
+        choices: by which profile a run goes; default by the common one.
     """
 
-    def __init__(self, root: Path, files: Mapping[str, int]) -> None:
+    def __init__(self, root: Path, files: Mapping[str, int], choices: Choices | None = None) -> None:
+        self._choices = choices or Choices()
         self._files = EventFiles(root, files)
         self._known = tuple(files)
         self._states: dict[str, _State] = {}
@@ -116,14 +134,16 @@ class TensorBoardSink:
                 self._work(found, item.at.stream).items.append(item)
         for summary in batch.summaries:
             path = _path(summary.project, summary.run, self._attempt(summary), 0)
-            found.setdefault(path, _Work(0)).summaries.append(summary)
+            found.setdefault(path, _Work(summary.run, 0)).summaries.append(summary)
         return found
 
     def _work(self, found: dict[str, _Work], stream: Stream) -> _Work:
         if stream.rank == 0:
             run = stream.project, stream.run
             self._attempts[run] = max(stream.attempt, self._attempts.get(run, 0))
-        return found.setdefault(_path(stream.project, stream.run, stream.attempt, stream.rank), _Work(stream.rank))
+        return found.setdefault(
+            _path(stream.project, stream.run, stream.attempt, stream.rank), _Work(stream.run, stream.rank)
+        )
 
     def _attempt(self, summary: EpochSummary) -> int:
         """The latest attempt of rank 0, from the files where it has not spoken since this sink began."""
@@ -138,20 +158,24 @@ class TensorBoardSink:
         is_new = self._files.length(path) == 0
         state = self._states.get(path)
         if state is None or is_new:
-            state = self._states[path] = self._read_state(path)
+            state = self._states[path] = self._read_state(path, work.run)
         if is_new:
             self._files.append(path, [summaries.file_version(work.wall_time())])
         self._files.append(path, _chunks(work, state))
         if work.ended():
             del self._states[path]
 
-    def _read_state(self, path: str) -> _State:
+    def _read_state(self, path: str, run: str) -> _State:
+        choice = self._choices.of(run)
+        charts = chart_layout.Charts(choice.profiles, choice.vocabulary)
+        state = _State(choice.profiles, choice.vocabulary, charts)
         tags: dict[str, None] = {}
         for data in self._files.leading(path, _LEADING_BYTES):
             values = protos().Event.FromString(data).summary.value
             tags.update((value.tag, None) for value in values if value.HasField("simple_value"))
-        groups = dict.fromkeys(chart_layout.groups_of(tags))
-        return _State(groups, laid_out=len(groups))
+        state.saw(tags)
+        state.laid_out = state.size()
+        return state
 
 
 def _is_shown(item: Item) -> bool:
@@ -165,8 +189,8 @@ def _path(project: str, run: str, attempt: int, rank: int) -> str:
 
 
 @lru_cache(maxsize=1024)
-def _plan(names: tuple[str, ...]) -> tuple[list[tuple[slice, ScalarTemplate]], list[str]]:
-    return templates(names), chart_layout.groups_of(names)
+def _plan(names: tuple[str, ...]) -> list[tuple[slice, ScalarTemplate]]:
+    return templates(names)
 
 
 def _chunks(work: _Work, state: _State) -> Iterator[Chunk]:
@@ -178,32 +202,37 @@ def _chunks(work: _Work, state: _State) -> Iterator[Chunk]:
             yield summaries.event(item.at.t_ns / NS_PER_SECOND, summaries.step_of(item.at), values)
     for summary in work.summaries:
         yield from _epoch(summary, state)
-    groups = len(state.groups)
-    is_due = groups >= max(1, 2 * state.laid_out) or (work.ended() and groups > state.laid_out)
+    size = state.size()
+    is_due = size >= max(1, 2 * state.laid_out) or (work.ended() and size > state.laid_out)
     if work.rank == 0 and is_due:
-        state.laid_out = groups
-        yield summaries.event(work.wall_time(), 0, [chart_layout.layout(state.groups)])
+        state.laid_out = size
+        yield summaries.event(work.wall_time(), 0, [chart_layout.layout(state.profiles, state.charts, state.groups)])
 
 
 def _block(block: ScalarBlock, state: _State) -> Iterator[Chunk]:
     if not len(block.seq):
         return
     names = block.key_set.names
-    parts, groups = _plan(names)
+    parts = _plan(names)
     step = np.where(block.step == -1, block.seq, block.step)
     wall_time = block.t_ns / NS_PER_SECOND
     start = 0
     if block.key_set.id not in state.described:
         # The first record says what its tags mean; all others come from the template.
         state.described.add(block.key_set.id)
-        state.groups.update(dict.fromkeys(groups))
+        state.saw(names)
         first = block.values[0].astype(np.float32).tolist()
-        values = [summaries.scalar(name, value, described=True) for name, value in zip(names, first, strict=True)]
+        values = [_described(name, value, state) for name, value in zip(names, first, strict=True)]
         yield summaries.event(float(wall_time[0]), int(step[0]), values)
         start = 1
     for columns, template in parts:
         filled = template.fill(wall_time[start:], step[start:], block.values[start:, columns])
         yield from (rows.data for rows in filled)
+
+
+def _described(tag: str, value: float, state: _State) -> Any:
+    match = state.vocabulary.find(tag)
+    return summaries.scalar(tag, value, None if match is None else match.declared)
 
 
 def _values(item: Item, rank: int, state: _State) -> Iterator[Any]:
@@ -243,7 +272,7 @@ def _epoch(summary: EpochSummary, state: _State) -> Iterator[Chunk]:
     epoch_means = {f"epoch/{tag}": mean for tag, mean in means.items()}
     for step, tags in ((summary.global_step, derived), (summary.epoch, epoch_means)):
         if tags:
-            state.groups.update(dict.fromkeys(chart_layout.groups_of(tags)))
+            state.saw(tags)
             values = [summaries.scalar(tag, mean) for tag, mean in tags.items()]
             yield summaries.event(summary.last_t_ns / NS_PER_SECOND, max(step, 0), values)
 

@@ -60,11 +60,11 @@ def _revive(draft: Draft, progress: Progress) -> None:
 
 def _enter_records(draft: Draft, batch: Batch) -> None:
     for tag in {tag for names in {block.key_set.names for block in batch.blocks} for tag in names}:
-        _enter_metric(draft, tag, "scalar")
+        _enter_metric(draft, tag, "scalar", batch.metrics)
     for block in batch.blocks:
         _enter_start_step(draft, block)
     for item in batch.items:
-        _enter_item(draft, item)
+        _enter_item(draft, item, batch.metrics)
 
 
 def _enter_delivery(draft: Draft, batch: Batch, now_us: int) -> None:
@@ -118,16 +118,16 @@ def _enter_start_step(draft: Draft, block: ScalarBlock) -> None:
         draft.put("attempts", attempt | {"start_step": int(steps[0])})
 
 
-def _enter_metric(draft: Draft, tag: str, kind: str) -> None:
-    tag = clean(tag)
-    if draft.get("metrics", tag) is not None:
+def _enter_metric(draft: Draft, tag: str, kind: str, declared: Mapping[str, catalog.Metric]) -> None:
+    stored = clean(tag)
+    if draft.get("metrics", stored) is not None:
         return
-    known = catalog.find(tag)
-    row: Row = {"metric": tag, "name": known.name if known else tag, "kind": kind, "block": catalog.block_of(tag)}
+    known = declared.get(tag) or catalog.find(tag)
+    row: Row = {"metric": stored, "name": known.name if known else stored, "kind": kind, "block": catalog.block_of(tag)}
     draft.put("metrics", row | {"unit": known.unit if known else "", "better": known.better if known else None})
 
 
-def _enter_item(draft: Draft, item: Item) -> None:
+def _enter_item(draft: Draft, item: Item, declared: Mapping[str, catalog.Metric]) -> None:
     match item:
         case Event(event="start"):
             _enter_start(draft, item)
@@ -140,9 +140,9 @@ def _enter_item(draft: Draft, item: Item) -> None:
         case Text(what=what) if what in ABOUT_THE_RUN:
             _describe(draft, item.at.stream, {what: item.text if what == "notes" else _parsed(item.text)})
         case Text(what="text"):
-            _enter_metric(draft, item.name, "text")
+            _enter_metric(draft, item.name, "text", declared)
         case Tensor() | Image() | Histogram():
-            _enter_metric(draft, item.name, type(item).__name__.lower())
+            _enter_metric(draft, item.name, type(item).__name__.lower(), declared)
         case _:
             pass
 
