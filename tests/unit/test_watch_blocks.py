@@ -9,6 +9,7 @@ from torch import nn
 
 from sidestep.blocks import Blocks, block_name, named_parameters, unwrapped
 from sidestep.errors import UsageError
+from sidestep_schemas.catalog import METRICS
 
 
 def blocks_of(model: nn.Module, given: object = None) -> dict[str, str]:
@@ -35,6 +36,19 @@ def blocks_of(model: nn.Module, given: object = None) -> dict[str, str]:
 )
 def test_a_prefix_becomes_a_name(prefix: str, name: str) -> None:
     assert block_name(prefix) == name
+
+
+@pytest.mark.parametrize("family", [metric.tag for metric in METRICS if metric.tag.endswith("/<block>")])
+def test_no_block_has_the_tag_of_another_quantity(family: str) -> None:
+    folder = family.removesuffix("<block>")
+    others = [metric.tag for metric in METRICS if metric.tag.startswith(folder) and metric.tag != family]
+    assert others
+    for tag in others:
+        name = tag.removeprefix(folder)
+        assert folder + block_name(name) != tag
+        assert set(blocks_of(nn.ModuleDict({"linear": nn.Linear(2, 2)}), {name: "linear"}).values()) == {
+            f"{name}_block"
+        }
 
 
 def test_children_are_blocks_and_lists_of_modules_are_opened_one_level() -> None:

@@ -12,6 +12,7 @@ Where nothing is given, each child of the model that has parameters is a block. 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any, Final
 
 import torch
@@ -25,8 +26,6 @@ OTHER: Final = "other"
 #: A module under one of these names is a wrapper's inside, wherever it lies in the tree.
 _WRAPPED: Final = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 _CONTAINERS: Final = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
-#: Tags of their own under train/gradients/ and train/updates/.
-_TAKEN: Final = frozenset({"global_norm", "clip_fraction", "relative_update_norm"})
 
 #: What has no local part, and no hooks of its own into torch.
 _PLAIN: Final = (Tensor, nn.Parameter)
@@ -146,7 +145,17 @@ def _check(prefixes: Mapping[str, str], names: Sequence[str]) -> None:
 def _free(name: str) -> str:
     # A part of a tag: without a slash, and not the tag of another quantity.
     name = name.replace("/", "_")
-    return f"{name}_block" if name in _TAKEN else name
+    return f"{name}_block" if name in _taken() else name
+
+
+@cache
+def _taken() -> frozenset[str]:
+    """Last parts of tags that stand beside tags of blocks: `global_norm` beside `train/gradients/<block>`."""
+    from sidestep_schemas.catalog import METRICS  # noqa: PLC0415 - milliseconds, and not every process has blocks
+
+    tags = [metric.tag.rpartition("/") for metric in METRICS]
+    folders = {folder for folder, _, name in tags if name == "<block>"}
+    return frozenset(name for folder, _, name in tags if folder in folders)
 
 
 def _clean(name: str) -> str:
