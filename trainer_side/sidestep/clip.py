@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sidestep.probes.clipping import Clipping, Told
+from sidestep.probes.sharding import replicated
 
 _listener: weakref.ref[Clipping] | None = None
 
@@ -25,7 +26,8 @@ def clip_grad_norm_(
 
     Where a run watches, the norm before and after and whether it was clipped are recorded at the next step, and
     the global gradient norm needs no pass of its own. Of a norm other than L2 only whether it was clipped is
-    recorded; of a distributed tensor (its whole norm takes a collective) nothing is.
+    recorded. Of distributed tensors that is what torch has made whole on each rank; where to know the norm took
+    another collective, nothing is.
 
     Args:
         parameters: tensors whose gradients are clipped together.
@@ -44,10 +46,32 @@ def clip_grad_norm_(
     norm = torch.nn.utils.clip_grad_norm_(
         tensors, max_norm, norm_type, error_if_nonfinite=error_if_nonfinite, foreach=foreach
     )
-    listener = _listener() if _listener is not None else None
-    if listener is not None and tensors and not hasattr(norm, "to_local"):
-        listener.tell(id(tensors[0]), Told(norm.detach(), float(max_norm), float(norm_type) == 2.0))
+    told = told_of(norm, max_norm, norm_type)
+    if told is not None and tensors:
+        tell(id(tensors[0]), told)
     return norm
+
+
+def told_of(norm: Tensor, max_norm: float, norm_type: float) -> Told | None:
+    """What is told of a call; nothing of a norm whose value here is a part, for to know it takes a collective."""
+    whole = replicated(norm.detach())
+    return None if whole is None else Told(whole, float(max_norm), float(norm_type) == 2.0)
+
+
+def tell(subject: int, told: Told) -> bool:
+    """Tell of a call of clipping, by whatever function: the one place that all of them use.
+
+    Args:
+        subject: stands for the parameters that were clipped together: a later call for the same replaces it.
+        told: what the call did.
+
+    Returns:
+        Whether anybody listens.
+    """
+    listener = _listener() if _listener is not None else None
+    if listener is not None:
+        listener.tell(subject, told)
+    return listener is not None
 
 
 def listen(clipping: Clipping | None) -> None:

@@ -60,16 +60,12 @@ class Clipping:
     def _note(self, first: Tensor, norm: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         limit = args[1] if len(args) > 1 else kwargs["max_norm"]
         kind = args[2] if len(args) > 2 else kwargs.get("norm_type", 2.0)
-        if isinstance(norm, Tensor) and not hasattr(norm, "to_local"):
-            self._tell(id(first), Told(norm.detach(), float(limit), float(kind) == 2.0))
+        told = clip.told_of(norm, limit, kind) if isinstance(norm, Tensor) else None
+        if told is not None:
+            self._tell(id(first), told)
 
     def _tell(self, subject: int, told: Told) -> None:
-        # The probe has one place where it is told, which `sidestep.clip_grad_norm_` uses too.
-        reference = getattr(clip, "_listener", None)
-        listener = None if reference is None else reference()
-        if listener is not None:
-            listener.tell(subject, told)
-        elif len(self._early) < _EARLY_MAX:
+        if not clip.tell(subject, told) and len(self._early) < _EARLY_MAX:
             self._early[subject] = told
 
 
