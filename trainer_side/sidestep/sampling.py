@@ -63,6 +63,12 @@ class Sampling:
         self.tell("report", step)
         self.due = []
 
+    def forget(self) -> None:
+        """The sample came to nothing; none is open afterwards."""
+        due, self.due = self.due, []
+        for probe in due:
+            self._call(probe, "forget")
+
     def end_step(self) -> None:
         """A step has ended."""
         self._has_stepped = True

@@ -8,21 +8,25 @@ same bit for bit with and without it.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from sidestep import start
 from sidestep.blocks import Blocks
 from sidestep.errors import UsageError
 from sidestep.probes.cadence import cadence
+from sidestep.probes.calls import Calls, Hook
 from sidestep.probes.protocol import Part, Watched
 from sidestep.probes.registry import Given, chosen
 from sidestep.run import Run
 from sidestep.sampling import Sampling
+from sidestep.steps import Nesting
+from sidestep.tracing import hide_from_script
 
 _watched: weakref.WeakSet[Run] = weakref.WeakSet()
 
@@ -93,10 +97,15 @@ class _Member:
     Args:
         part: the optimizer, as probes see it.
         sampling: the probes.
+
+    Attributes:
+        nesting: tells a step from one within it.
+        is_done: whether it has added to the sample.
     """
 
     def __init__(self, part: Part, sampling: Sampling) -> None:
         self.part = part
+        self.nesting = Nesting()
         self.is_done = False
         self._sampling = sampling
         self._is_open = False
@@ -151,23 +160,31 @@ class _Watch:
         self._has_begun = False
         self._open_step: int | None = None
         self._expected: int | None = None
-        self._removers: list[Callable[[], None]] = [remove for member in self._members for remove in self._hook(member)]
+        self._handles = [(member, handle) for member in self._members for handle in self._hook(member)]
+        hide_from_script((Calls, Hook))
         self._run.count_steps_by_optimizer()
         self._run.at_finish(self._remove)
         self._expect()
 
-    def _hook(self, member: _Member) -> list[Callable[[], None]]:
-        def before(_: Optimizer, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-            self._before(member, arguments, named)
+    def _hook(self, member: _Member) -> list[RemovableHandle]:
+        # Compiled into a step of the optimizer they would be compiled anew for whatever they see.
+        before_apart = torch.compiler.disable(self._before)
+        after_apart = torch.compiler.disable(self._after)
 
-        def after(_: Optimizer, *_call: Any) -> None:
-            self._after(member)
+        def before(optimizer: Optimizer, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+            if torch.compiler.is_compiling():
+                before_apart(member, arguments, named)
+            elif member.nesting.enters(optimizer):
+                self._before(member, arguments, named)
+
+        def after(optimizer: Optimizer, *_call: Any) -> None:
+            if torch.compiler.is_compiling():
+                after_apart(member)
+            elif member.nesting.leaves(optimizer):
+                self._after(member)
 
         optimizer = member.part.optimizer
-        return [
-            optimizer.register_step_pre_hook(before).remove,
-            optimizer.register_step_post_hook(after).remove,
-        ]
+        return [optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)]
 
     def _before(self, member: _Member, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         run = self._run
@@ -184,6 +201,8 @@ class _Watch:
             self._has_begun = True
             run.next_step()
             run.guard(self._sampling.end_step)
+            if self._open_step is None:
+                run.guard(self._sampling.forget)
         if self._open_step is not None:
             run.guard(lambda: self._close(member))
         if self._open_step is None and self._expected != run.step + 1:
@@ -205,7 +224,7 @@ class _Watch:
         if member.is_done:
             return  # it steps more often than the one that counts
         if self._open_step is None:
-            if not self._sampling.due or member not in self._leaders or _is_captured(member.part.optimizer):
+            if not self._sampling.due or member not in self._leaders or _has_no_numbers(member.part.optimizer):
                 return
             self._open_step = following
         member.before(has_closure=_has_closure(arguments, named))
@@ -223,12 +242,20 @@ class _Watch:
             self._sampling.report(step)
 
     def _remove(self) -> None:
-        for remove in self._removers:
-            remove()
+        for member, handle in self._handles:
+            hooks = handle.hooks_dict_ref()
+            if hooks is not None and handle.id not in hooks:
+                self._run.guard(lambda member=member: self._say_removed(member))
+            handle.remove()
         self._sampling.detach()
-        self._removers.clear()
+        self._handles.clear()
         self._members.clear()
         self._leaders.clear()
+
+    def _say_removed(self, member: _Member) -> None:
+        optimizer = type(member.part.optimizer).__name__
+        what = f"something has removed hooks from {optimizer}: its steps after {self._run.step} were not seen"
+        self._run.complain("watch", f"hooks of {member.part.number}", what)
 
 
 def _optimizers(given: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
@@ -247,9 +274,7 @@ def _has_closure(arguments: tuple[Any, ...], named: Mapping[str, Any]) -> bool:
     return named.get("closure") is not None or (len(arguments) > 1 and arguments[1] is not None)
 
 
-def _is_captured(optimizer: Optimizer) -> bool:
-    # What is launched while a CUDA graph is captured becomes part of it.
-    if not torch.cuda.is_initialized():
-        return False
-    on_device = any(entry.is_cuda for group in optimizer.param_groups for entry in group["params"])
-    return on_device and torch.cuda.is_current_stream_capturing()
+def _has_no_numbers(optimizer: Optimizer) -> bool:
+    # What is launched while a CUDA graph is captured becomes part of it; on "meta" nothing is computed.
+    devices = {entry.device.type for group in optimizer.param_groups for entry in group["params"]}
+    return "meta" in devices or ("cuda" in devices and torch.cuda.is_current_stream_capturing())

@@ -15,9 +15,10 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from sidestep.auto.patching import Faults, is_plain, wrap
+from sidestep.auto.patching import Faults, wrap
 from sidestep.auto.series import Series
 from sidestep.run import Run
+from sidestep.tracing import is_in_backward, is_plain
 
 TAG: Final = "train/loss_total"
 
@@ -97,7 +98,7 @@ class Losses:
 
     def _note(self, tensors: Tensor | Iterable[Tensor] | None) -> None:
         # A backward within a backward is activation checkpointing's, or a gradient penalty's own.
-        if tensors is None or torch._C._current_graph_task_id() != -1:  # type: ignore[attr-defined] # noqa: SLF001
+        if tensors is None or is_in_backward():
             return
         if not isinstance(tensors, Tensor | list | tuple):
             return  # an iterator can be read once, and that is torch's

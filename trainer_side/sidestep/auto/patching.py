@@ -13,14 +13,17 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final
 
-import torch
-
 from sidestep.config import STRICT_VARIABLE
+from sidestep.tracing import is_plain  # noqa: F401 - it was here first, and is known by this name
 
 #: Faults after which capture gives up: something is wrong for good, and the script should not pay for it.
 FAULTS_MAX: Final = 100
 
-_FOLDER: Final = os.path.join(os.path.dirname(__file__), "")  # noqa: PTH118, PTH120 - compared with code file names
+#: Folders of code that may stand between a script and a function that it calls.
+_FOLDERS: Final = tuple(
+    os.path.join(os.path.dirname(os.path.dirname(__file__)), room, "")  # noqa: PTH118, PTH120 - compared with code file names
+    for room in ("auto", "probes")
+)
 
 
 class Faults:
@@ -69,16 +72,6 @@ def wrap(owner: Any, name: str, around: Callable[[Callable[..., Any]], Callable[
     setattr(owner, name, wrapper)
 
 
-def is_plain() -> bool:
-    """Whether tensors are computed as they come: nobody traces, transforms, or counts what is called."""
-    core: Any = torch._C  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - torch has no public names
-    return (
-        core._get_tracing_state() is None  # noqa: SLF001
-        and not core._len_torch_dispatch_stack()  # noqa: SLF001
-        and not core._are_functorch_transforms_active()  # noqa: SLF001
-    )
-
-
 def hide_wrappers() -> None:
     """Have tracebacks of uncaught exceptions look as if nothing were wrapped."""
     previous = sys.excepthook
@@ -108,7 +101,7 @@ def _without_ours(trace: TracebackType | None) -> TracebackType | None:
 
 
 def _is_ours(trace: TracebackType) -> bool:
-    return trace.tb_frame.f_code.co_filename.startswith(_FOLDER)
+    return trace.tb_frame.f_code.co_filename.startswith(_FOLDERS)
 
 
 def _say(kind: str, subject: str, message: str) -> None:

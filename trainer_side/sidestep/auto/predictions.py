@@ -28,8 +28,9 @@ import torch.nn.functional as F  # noqa: N812 - as everybody writes it
 from torch import Tensor
 
 from sidestep.auto.loaders import Kind, Loaders, Pass
-from sidestep.auto.patching import Faults, is_plain, wrap
+from sidestep.auto.patching import Faults, wrap
 from sidestep.run import Run
+from sidestep.tracing import is_plain
 from sidestep_schemas.wire import TIER_EPOCH, TIER_STEP
 
 _CLASSES: Final = ("cross_entropy", "nll_loss")

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sidestep.tracing import is_in_backward, is_plain
+
 
 class Calls:
     """A forward pre-hook that counts.
@@ -28,6 +30,7 @@ class Calls:
         self.validations = 0
         self._has_trained = False
         self._is_paused = False
+        self._to_repeat = 0
 
     @contextmanager
     def paused(self) -> Generator[None]:
@@ -40,7 +43,7 @@ class Calls:
 
     def __call__(self, module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         """Count a call; none that is compiled: a count would make it compile anew."""
-        if torch.compiler.is_compiling() or self._is_paused:
+        if torch.compiler.is_compiling() or self._is_paused or not is_plain():
             return
         if not module.training:
             self.validations += self._has_trained
@@ -48,12 +51,25 @@ class Calls:
             return
         if not torch.is_grad_enabled():
             return
+        if self._is_repeated():
+            return
         self._has_trained = True
         self.passes += 1
         for argument in (*arguments, *named.values()):
             if isinstance(argument, Tensor) and argument.ndim:
                 self.samples += argument.shape[0]
                 return
+
+    def _is_repeated(self) -> bool:
+        # Checkpointing calls the model again while it goes backward; of its older kind the first call had no gradients.
+        if not is_in_backward():
+            self._to_repeat += 1
+            return False
+        self._to_repeat -= 1
+        if self._to_repeat >= 0:
+            return True
+        self._to_repeat = 0
+        return False
 
     def __reduce__(self) -> tuple[Callable[[], Any], tuple[()]]:
         return silent, ()
@@ -72,8 +88,10 @@ class Hook:
         self._fail = fail
 
     def __call__(self, *arguments: Any) -> None:
-        """Pass the call on; not one that is compiled, nor one in a graph that is captured."""
-        if torch.compiler.is_compiling() or (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()):
+        """Pass the call on; not one that is compiled or traced, nor one in a graph that is captured."""
+        if torch.compiler.is_compiling() or not is_plain():
+            return
+        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
             return
         try:
             self._call(*arguments)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sidestep.probes.protocol import Part, Probe
+from sidestep.tracing import is_in_backward
 
 TAGS: Final = (
     "perf/step_time_ms",
@@ -156,8 +157,11 @@ class TimeProbe(Probe):
         self._removers = []
 
     def _before_forward(self, module: nn.Module, *_call: Any) -> None:
-        if self._step is not None and module.training and torch.is_grad_enabled():
-            self._step.forward.append([self._mark()])
+        step = self._step
+        if step is None or not module.training or not torch.is_grad_enabled():
+            return
+        if not step.forward or not is_in_backward():  # checkpointing repeats a forward pass while it goes backward
+            step.forward.append([self._mark()])
 
     def _after_forward(self, module: nn.Module, _arguments: Any, output: Any) -> None:
         step = self._step
