@@ -17,7 +17,13 @@ from sidestep_schemas.tables import DERIVED_VIEWS, STORE_VERSION, TABLES, Table
 
 HERE = Path(__file__).resolve().parent
 NOTICE = "<!-- Written by docs/generate.py from {source}: change it there. -->"
-REDUCTIONS = {"mean": "mean", "sum": "sum", "max": "maximum", "l2": "root of the sum of squares"}
+REDUCTIONS = {
+    "mean": "mean",
+    "sum": "sum",
+    "max": "maximum",
+    "l2": "root of the sum of squares",
+    "rms": "root mean square",
+}
 PLACES = {
     "catalog": "In the catalogue file, replaced as a whole at each commit.",
     "parts": "A view over immutable Parquet files.",
@@ -32,7 +38,8 @@ def metrics_page() -> str:
         "",
         "Every metric that sidestep itself produces or gives a meaning to. A name that is not here may be logged all",
         "the same: it is stored under its tag, without a unit. `<block>` and the like stand for one part of a tag.",
-        "*Taken* is how often by default; *over ranks* is how the values of several processes become one.",
+        "*Taken* is how often by default; *over ranks* is how the values of several processes become one, *sharded*",
+        "where the model's parameters are sharded over them (FSDP2, tensor parallelism) and each tells of its part.",
         "",
         *_table(
             ("metric", "name", "unit", "taken", "better", "over ranks", "meaning"),
@@ -72,6 +79,9 @@ PAGES = {"metrics.md": metrics_page, "store.md": store_page}
 
 def _metric_row(metric: Metric) -> tuple[str, ...]:
     over_ranks = REDUCTIONS[metric.reduction]
+    if metric.sharded:
+        rule, _, weight = metric.sharded.partition(":")
+        over_ranks += f"; sharded: {REDUCTIONS[rule]}" + (f", weighted by `{weight}`" if weight else "")
     return (f"`{metric.tag}`", metric.name, metric.unit, metric.tier, metric.better or "", over_ranks, metric.meaning)
 
 

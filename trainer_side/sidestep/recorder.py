@@ -49,8 +49,14 @@ class Recorder:
         self._journal = journal
         self._key_sets = count()  # one step for the interpreter: two threads never get the same number
 
-    def scalars(self, at: At, key: KeySetKey, values: Iterable[float]) -> None:
+    def scalars(self, at: At, key: KeySetKey, values: Iterable[float], reductions: tuple[str, ...] = ()) -> None:
         """Append a record of scalars, and the declaration of its key set before the first.
+
+        Args:
+            at: when it was taken.
+            key: names its key set.
+            values: one a name.
+            reductions: how the values of several ranks become one, by name; the same for a key set each time.
 
         Raises:
             UsageError: the names make no key set.
@@ -61,7 +67,7 @@ class Recorder:
             return
         layout = self.layouts.get(key)
         if layout is None:
-            layout = self._declare(journal, at, key)
+            layout = self._declare(journal, at, key, reductions)
         journal.append_scalars(*at, layout, values)
 
     def item(self, kind: int, at: At, *fields: Any) -> None:
@@ -73,7 +79,7 @@ class Recorder:
         """Record nothing from here on."""
         self._journal = None
 
-    def _declare(self, journal: Journal, at: At, key: KeySetKey) -> KeySetLayout:
+    def _declare(self, journal: Journal, at: At, key: KeySetKey, reductions: tuple[str, ...]) -> KeySetLayout:
         tags = tuple(tag_of(name, key.split) for name in key.names)
         if len(tags) > _NAMES_MAX:
             raise UsageError(f"{len(tags)} names in one call; at most {_NAMES_MAX} are recorded at once")
@@ -82,7 +88,7 @@ class Recorder:
             raise UsageError(f"two names of one call give the same tag {double!r}")
         layout = KeySetLayout(next(self._key_sets), len(tags), key.dtype)
         now = (time.time_ns(), *at[1:])
-        journal.append(lambda seq: packed(KIND_SCHEMA, seq, *now, layout.id, key.dtype, key.tier, tags, ()))
+        journal.append(lambda seq: packed(KIND_SCHEMA, seq, *now, layout.id, key.dtype, key.tier, tags, reductions))
         if len(self.layouts) >= _LAYOUTS_MAX:
             self.layouts.clear()
         self.layouts[key] = layout

@@ -202,6 +202,7 @@ class Run:
         epoch: float | None = None,
         tier: str = TIER_STEP,
         t_ns: int | None = None,
+        reductions: tuple[str, ...] = (),
     ) -> None:
         """Record numbers whose names are fixed: what probes use. Names are whole tags.
 
@@ -212,6 +213,8 @@ class Run:
             epoch: default the current one.
             tier: cadence of these numbers: "step", "epoch" or "periodic".
             t_ns: when they were taken; default now.
+            reductions: how the values of several ranks become one, one a name (`sidestep_schemas.reductions`; "" is as
+                the catalogue says); empty where that holds for all. The same for the same names each time.
         """
         if self._journal is None:
             return
@@ -222,13 +225,13 @@ class Run:
         )
         scalars = self._recorder.scalars
         if not snapshot.is_tensor(values):
-            self._guarded(lambda: scalars(at, KeySetKey(None, tier, DTYPE_FLOAT64, names), values))
+            self._guarded(lambda: scalars(at, KeySetKey(None, tier, DTYPE_FLOAT64, names), values, reductions))
             return
         key = KeySetKey(None, tier, DTYPE_FLOAT32, names)
         if snapshot.is_on_device(values):
-            self._mailbox.post(values, lambda host: scalars(at, key, host.tolist()))
+            self._mailbox.post(values, lambda host: scalars(at, key, host.tolist(), reductions))
         else:
-            self._guarded(lambda: scalars(at, key, values.tolist()))
+            self._guarded(lambda: scalars(at, key, values.tolist(), reductions))
 
     def collect(self) -> None:
         """Record what has arrived from a device since; never waits. Called by the watched optimizer's hook."""

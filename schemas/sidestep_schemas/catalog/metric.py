@@ -20,6 +20,8 @@ class Metric:
         meaning: what it is, with its formula where it has one.
         better: which direction is better, where one is.
         reduction: how the values of several ranks become one: mean, sum, max, or root of the sum of squares.
+        sharded: the same where the model's parameters are sharded over the ranks and each tells of its part, as
+            `sidestep_schemas.reductions` has it; "" where that changes nothing.
     """
 
     tag: str
@@ -29,3 +31,4 @@ class Metric:
     meaning: str
     better: Better = None
     reduction: Literal["mean", "sum", "max", "l2"] = "mean"
+    sharded: str = ""

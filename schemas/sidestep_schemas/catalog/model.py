@@ -103,6 +103,7 @@ METRICS: Final[tuple[Metric, ...]] = (
         "",
         TIER_PERIODIC,
         "‖θ_ema - θ‖ / ‖θ‖ between the moving average of the weights and the weights, estimated from at most 1024 weights of each parameter.",
+        sharded="rms:ema/weight_norm",
     ),
     Metric(
         "ema/magnitude_ratio",
@@ -110,6 +111,15 @@ METRICS: Final[tuple[Metric, ...]] = (
         "",
         TIER_PERIODIC,
         "‖θ_ema‖ / ‖θ‖, estimated likewise: 0.95 to 1.05 is usual.",
+        sharded="rms:ema/weight_norm",
+    ),
+    Metric(
+        "ema/weight_norm",
+        "weights that are averaged",
+        "",
+        TIER_PERIODIC,
+        "‖θ‖ of this rank's part, as ema/param_divergence has it; only where the model is sharded.",
+        sharded="l2",
     ),
     Metric(
         "curvature/lambda_max",

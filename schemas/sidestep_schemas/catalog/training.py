@@ -41,7 +41,12 @@ METRICS: Final[tuple[Metric, ...]] = (
         "train/wd_<group>", "weight decay of a group", "", TIER_STEP, "Weight decay of parameter group <group>, from 1."
     ),
     Metric(
-        "train/gradients/global_norm", "gradient norm", "", TIER_STEP, "L2 norm of the whole gradient, before clipping."
+        "train/gradients/global_norm",
+        "gradient norm",
+        "",
+        TIER_STEP,
+        "L2 norm of the whole gradient, before clipping.",
+        sharded="l2",
     ),
     Metric(
         "train/gradients/<block>",
@@ -49,6 +54,7 @@ METRICS: Final[tuple[Metric, ...]] = (
         "",
         TIER_STEP,
         "L2 norm of the gradient over the parameters of a block; at the optimizer's step, so after clipping where gradients are clipped.",
+        sharded="l2",
     ),
     Metric(
         "train/gradients_of/<parameter>",
@@ -56,6 +62,7 @@ METRICS: Final[tuple[Metric, ...]] = (
         "",
         TIER_STEP,
         "L2 norm of the gradient of one parameter, by its name; only where the probe is set so.",
+        sharded="l2",
     ),
     Metric(
         "train/gradients/nonfinite_count",
@@ -72,13 +79,31 @@ METRICS: Final[tuple[Metric, ...]] = (
         "fraction",
         TIER_STEP,
         "Share of the gradient's elements that are exactly zero, estimated from a sample of at most 1024 elements of each parameter.",
+        sharded="mean:train/gradient/elements",
     ),
     Metric(
         "train/gradients/cosine_previous",
         "direction of the gradient",
         "",
         TIER_STEP,
-        "Cosine between the gradient and the one sampled before it, estimated from at most 1024 elements of each parameter: near 0 where noise rules, near 1 where gradients are never cleared.",
+        "Cosine between the gradient and the one sampled before it, estimated from at most 1024 elements of each parameter: near 0 where noise rules, near 1 where gradients are never cleared. Over the ranks of a sharded model a weighted mean, which is exact where the norm grew alike on all.",
+        sharded="mean:train/gradient/direction_weight",
+    ),
+    Metric(
+        "train/gradient/elements",
+        "elements of the gradient here",
+        "",
+        TIER_STEP,
+        "Elements of the gradient that count for this rank, shared between ranks that have the same; only where the model is sharded.",
+        None,
+        "sum",
+    ),
+    Metric(
+        "train/gradient/direction_weight",
+        "weight of the direction",
+        "",
+        TIER_STEP,
+        "‖g‖ ‖g'‖ of this rank's part of the gradient and of the one sampled before it; only where the model is sharded.",
     ),
     Metric(
         "train/gradient/global_norm_before_clip",
@@ -125,6 +150,7 @@ METRICS: Final[tuple[Metric, ...]] = (
         "",
         TIER_STEP,
         "Norm of the weight change of a step over the norm of the weights: ‖Δθ‖ / ‖θ‖, estimated from at most 1024 weights of each parameter. Below 1e-7 is frozen, above 1e-2 unstable.",
+        sharded="rms:train/update_weights/global_norm",
     ),
     Metric(
         "train/updates/<block>",
@@ -132,6 +158,23 @@ METRICS: Final[tuple[Metric, ...]] = (
         "",
         TIER_STEP,
         "‖Δθ‖ / ‖θ‖ over the parameters of a block, estimated from at most 1024 weights of each parameter.",
+        sharded="rms:train/update_weights/<block>",
+    ),
+    Metric(
+        "train/update_weights/global_norm",
+        "weights that are updated",
+        "",
+        TIER_STEP,
+        "‖θ‖ of this rank's part before the step, as train/updates/relative_update_norm has it; only where the model is sharded.",
+        sharded="l2",
+    ),
+    Metric(
+        "train/update_weights/<block>",
+        "weights of a block that are updated",
+        "",
+        TIER_STEP,
+        "‖θ‖ of this rank's part of a block before the step, as train/updates/<block> has it; only where the model is sharded.",
+        sharded="l2",
     ),
     Metric(
         "train/updates/effectiveness",
@@ -214,8 +257,15 @@ METRICS: Final[tuple[Metric, ...]] = (
         TIER_STEP,
         "Share of the sampled steps so far in which any of the block's weights looked at has changed.",
     ),
-    Metric("weight_norm", "weight norm", "", TIER_EPOCH, "L2 norm of all weights."),
-    Metric("train/weights/<block>", "weight norm of a block", "", TIER_EPOCH, "L2 norm of the weights of a block."),
+    Metric("weight_norm", "weight norm", "", TIER_EPOCH, "L2 norm of all weights.", sharded="l2"),
+    Metric(
+        "train/weights/<block>",
+        "weight norm of a block",
+        "",
+        TIER_EPOCH,
+        "L2 norm of the weights of a block.",
+        sharded="l2",
+    ),
     Metric(
         "train/weights/absmax", "largest weight", "", TIER_EPOCH, "Largest absolute value of a weight.", None, "max"
     ),
@@ -225,6 +275,15 @@ METRICS: Final[tuple[Metric, ...]] = (
         "",
         TIER_EPOCH,
         "‖θ - θ₀‖ / ‖θ₀‖, with θ₀ the weights when they were first sampled, estimated from at most 1024 weights of each parameter.",
+        sharded="rms:train/weight/start_norm",
+    ),
+    Metric(
+        "train/weight/start_norm",
+        "weights at the start",
+        "",
+        TIER_EPOCH,
+        "‖θ₀‖ of this rank's part, as train/weights/distance_from_start has it; only where the model is sharded.",
+        sharded="l2",
     ),
     Metric(
         "train/optimizer/momentum",
@@ -240,6 +299,7 @@ METRICS: Final[tuple[Metric, ...]] = (
         "",
         TIER_EPOCH,
         "L2 norm of what the optimizer remembers of gradients: m of Adam and its family, the momentum buffer of SGD.",
+        sharded="l2",
     ),
     Metric(
         "train/optimizer/second_moment_max",

@@ -19,6 +19,8 @@ from sidestep.probes.protocol import Probe
 from sidestep.probes.sample import coordinates
 
 TAGS: Final = ("ema/param_divergence", "ema/magnitude_ratio")
+#: In a sharded model: the norm of this rank's part of the weights, by which the collector puts ranks together.
+_WEIGHTS: Final = ("ema/weight_norm",)
 
 _ATTRIBUTES: Final = ("module", "ema_model", "shadow", "shadow_params")
 
@@ -28,7 +30,7 @@ class EmaProbe(Probe):
 
     name: ClassVar[str] = "ema"
     cost: ClassVar[int] = 2
-    tags: ClassVar[tuple[str, ...]] = TAGS
+    tags: ClassVar[tuple[str, ...]] = TAGS + _WEIGHTS
     every: int | str | None = 500
 
     def report(self, step: int) -> None:
@@ -36,9 +38,10 @@ class EmaProbe(Probe):
         given = self.watched.extras.get("ema")
         if given is None:
             return
-        pairs = paired(self.watched.inner, given)
-        theirs = coordinates([Placed(average, 0) for _, average in pairs], trained=False)
-        ours = coordinates([Placed(parameter, 0) for parameter, _ in pairs], trained=False)
+        pairs, sharding = paired(self.watched.inner, given), self.watched.sharding
+        shares = sharding.shares([each for pair in pairs for each in pair])
+        theirs = coordinates([Placed(average, 0) for _, average in pairs], trained=False, shares=shares)
+        ours = coordinates([Placed(parameter, 0) for parameter, _ in pairs], trained=False, shares=shares)
         sides: tuple[list[Norms], ...] = ([], [], [])
         for average, weights in zip(theirs, ours, strict=True):
             averaged, now = average.rows(), weights.rows()
@@ -49,7 +52,10 @@ class EmaProbe(Probe):
             averaged.whole.sub_(now.whole)
             sides[0].append(average.norms(averaged))
         distance, size, whole = (fold(side)[1] for side in sides)
-        self.run.record(TAGS, torch.cat((distance, size)) / whole, step=step)
+        tags, values = TAGS, torch.cat((distance, size)) / whole
+        if sharding.is_sharded:
+            tags, values = TAGS + _WEIGHTS, torch.cat((values, whole))
+        self.run.record(tags, values, step=step, reductions=sharding.reductions(tags))
 
 
 def paired(model: nn.Module, given: Any) -> list[tuple[Tensor, Tensor]]:
@@ -63,7 +69,7 @@ def paired(model: nn.Module, given: Any) -> list[tuple[Tensor, Tensor]]:
     pairs = [
         (parameter, averages[name])
         for name, parameter in named
-        if name in averages and averages[name].shape == parameter.shape and parameter.numel()
+        if name in averages and local(averages[name]).shape == local(parameter).shape and local(parameter).numel()
     ]
     if not pairs:
         raise UsageError(f"{type(given).__name__} holds no averages of this model's parameters")

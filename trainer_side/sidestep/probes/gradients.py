@@ -6,7 +6,7 @@ are estimated from a sample of coordinates (`sidestep.probes.sample`), x̂ = Σ_
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import ClassVar, Final
 
@@ -15,9 +15,9 @@ from torch import Tensor
 
 from sidestep.blocks import named_parameters, seen
 from sidestep.probes.norms import Norms, Placed, by_kind, fold, foreach_norm, gathered, home_of
-from sidestep.probes.protocol import Part, Probe
+from sidestep.probes.protocol import Part, Probe, Watched
 from sidestep.probes.sample import Coordinates, Rows, coordinates
-from sidestep.run import Run
+from sidestep.probes.sharding import is_partial, weighed
 
 TAGS: Final = (
     "train/gradients/global_norm",
@@ -27,6 +27,8 @@ TAGS: Final = (
     "train/gradients/zero_share",
     "train/gradients/cosine_previous",
 )
+#: In a sharded model: by what the collector weighs the share of zeros and the cosine of each rank's part.
+_WEIGHTS: Final = ("train/gradient/elements", "train/gradient/direction_weight")
 
 
 class GradientProbe(Probe):
@@ -41,7 +43,7 @@ class GradientProbe(Probe):
 
     name: ClassVar[str] = "gradients"
     cost: ClassVar[int] = 1
-    tags: ClassVar[tuple[str, ...]] = TAGS
+    tags: ClassVar[tuple[str, ...]] = TAGS + _WEIGHTS
 
     def __init__(self, *, every: int | str | None = None, direction: bool = True, parameters: bool = False) -> None:
         super().__init__(every=every)
@@ -52,9 +54,10 @@ class GradientProbe(Probe):
 
     def gradients(self, part: Part) -> None:
         """Take the norms of one optimizer's gradients."""
-        self._parts += measure(part.placed, part.grad_scale)
+        shares = self.watched.sharding.of(part)
+        self._parts += measure(part.placed, part.grad_scale, shares)
         if self._directions is not None:
-            self._directions.setdefault(part.number, Directions()).take(part)
+            self._directions.setdefault(part.number, Directions()).take(part, shares)
         if self._with_parameters:
             self._single.append(self._of_parameters(part))
 
@@ -63,9 +66,11 @@ class GradientProbe(Probe):
         parts, single = self._parts, self._single
         self._parts, self._single = [], []
         seen = self.watched.norm_before_clip
-        report(self.run, self.watched.names, parts, step, seen[1] if seen is not None and seen[0] == step else None)
+        before_clip = seen[1] if seen is not None and seen[0] == step else None
+        sharding = self.watched.sharding
+        report(self.watched, parts, step, before_clip)
         for tags, norms in single:
-            self.run.record(tags, norms, step=step)
+            self.run.record(tags, norms, step=step, reductions=sharding.reductions(tags))
         if parts:
             self._report_counts(parts, step)
 
@@ -76,7 +81,7 @@ class GradientProbe(Probe):
     def _of_parameters(self, part: Part) -> tuple[tuple[str, ...], Tensor]:
         named = {parameter: name for name, parameter in named_parameters(self.watched.inner)}
         numbered = [Placed(parameter, number) for number, (parameter, _) in enumerate(part.placed)]
-        numbers, norms = fold(measure(numbered, part.grad_scale))
+        numbers, norms = fold(measure(numbered, part.grad_scale, self.watched.sharding.of(part)))
         names = (named.get(part.placed[number].parameter, f"unnamed_{number}") for number in numbers)
         return tuple(f"train/gradients_of/{name}" for name in names), norms
 
@@ -89,10 +94,15 @@ class GradientProbe(Probe):
             zeros, size, inner, square, before = torch.stack(shares).sum(0)
             values.append(zeros / size)
             tags = TAGS[3:5]
+            weights = [size]
             if all(one.is_comparable for one in (self._directions or {}).values()):
-                values.append(inner / (square * before).sqrt())
+                weights.append((square * before).sqrt())
+                values.append(inner / weights[1])
                 tags = TAGS[3:]
-        self.run.record(tags, torch.stack(values), step=step)
+            if self.watched.sharding.is_sharded:
+                values += weights
+                tags += _WEIGHTS[: len(weights)]
+        self.run.record(tags, torch.stack(values), step=step, reductions=self.watched.sharding.reductions(tags))
 
 
 class Directions:
@@ -105,12 +115,12 @@ class Directions:
         self._weights: list[Tensor] = []
         self._absent: list[list[int]] = []
 
-    def take(self, part: Part) -> None:
+    def take(self, part: Part, shares: Mapping[Tensor, float] | None = None) -> None:
         """Sample the gradients that are there; the last sample becomes the one before."""
         self.is_comparable = self._version == part.version
         if not self.is_comparable:
             self._version = part.version
-            self._samples = [(each, [each.rows(), each.rows()]) for each in coordinates(part.placed)]
+            self._samples = [(each, [each.rows(), each.rows()]) for each in coordinates(part.placed, shares=shares)]
             self._weights = [each.weights() for each, _ in self._samples]
         self._absent = []
         for each, rows in self._samples:
@@ -122,7 +132,8 @@ class Directions:
         """Estimates, one tensor a device: zeros, elements, inner product with the one before, squares of both norms."""
         sums: list[Tensor] = []
         for (each, (now, before)), absent, weights in zip(self._samples, self._absent, self._weights, strict=True):
-            size = sum(each.sizes) - sum(each.sizes[number] for number in absent)
+            sizes = [size * share**2 for size, share in zip(each.sizes, each.shares, strict=True)]
+            size = sum(sizes) - sum(sizes[number] for number in absent)
             if not size:
                 continue
             is_zero = (now.whole == 0).to(weights.dtype)
@@ -136,49 +147,57 @@ class Directions:
         return sums
 
 
-def measure(placed: Sequence[Placed], grad_scale: Tensor | None = None) -> list[Norms]:
+def measure(
+    placed: Sequence[Placed], grad_scale: Tensor | None = None, shares: Mapping[Tensor, float] | None = None
+) -> list[Norms]:
     """L2 norm of the gradient of each parameter that has one.
 
     Args:
         placed: parameters, their blocks rising.
         grad_scale: what a fused optimizer will divide gradients by (`torch.amp.GradScaler` leaves it to it).
+        shares: what the norms of some count for over ranks, where that is not 1 (`sidestep.probes.sharding`).
 
     Returns:
-        Norms for each device and type. Empty, sparse but uncoalesced (on a device) and missing gradients are left
-        out.
+        Norms for each device and type, of what lies here. Empty, sparse but uncoalesced (on a device) and missing
+        gradients are left out, and those that are terms of a sum over ranks (a partial DTensor).
     """
     parts: list[Norms] = []
     for group in by_kind(_gradients(placed)):
-        norms = torch.stack(foreach_norm([gradient for gradient, _ in group]))
+        owners = [placed[number] for _, number in group]
+        norms = foreach_norm([gradient for gradient, _ in group])
+        norms = torch.stack(tuple(weighed(norms, (parameter for parameter, _ in owners), shares)))
         if grad_scale is not None:
             norms = norms / grad_scale.to(norms.device, non_blocking=True)
-        parts.append(Norms([block for _, block in group], norms))
+        parts.append(Norms([block for _, block in owners], norms))
     return parts
 
 
-def report(run: Run, names: Sequence[str], parts: Sequence[Norms], step: int, before_clip: Tensor | None) -> None:
+def report(watched: Watched, parts: Sequence[Norms], step: int, before_clip: Tensor | None) -> None:
     """Record the global norm and the norms of blocks that have gradients.
 
     Args:
-        run: where to.
-        names: names of all blocks.
+        watched: where to, and what blocks are called.
         parts: what `measure` gave, for all optimizers.
         step: the step they belong to.
         before_clip: the global norm from clipping, which has seen the gradient as it was; else it is the norm of
             the norms of blocks.
+        sharding: how the parameters lie over ranks.
     """
     if not parts:
         return
     blocks, norms = fold(parts)
-    whole = torch.linalg.vector_norm(norms) if before_clip is None else before_clip
+    sharding = watched.sharding
+    # The norm from clipping is that of the whole on each rank.
+    whole = torch.linalg.vector_norm(norms) if before_clip is None else before_clip * sharding.of_whole
     whole = whole.to(norms.device, torch.float32, non_blocking=True).reshape(1)
-    run.record(_tags(tuple(names), blocks), torch.cat((whole, norms)), step=step)
+    tags = _tags(tuple(watched.names), blocks)
+    watched.run.record(tags, torch.cat((whole, norms)), step=step, reductions=sharding.reductions(tags))
 
 
 def _gradients(placed: Sequence[Placed]) -> Iterator[tuple[Tensor, int]]:
-    for parameter, block in placed:
+    for number, (parameter, _) in enumerate(placed):
         gradient = parameter.grad
-        if gradient is None:
+        if gradient is None or is_partial(gradient):
             continue
         if gradient.layout == torch.sparse_coo:
             # Coalescing on a device waits for it; on the CPU it costs what the optimizer pays as well.
@@ -187,7 +206,7 @@ def _gradients(placed: Sequence[Placed]) -> Iterator[tuple[Tensor, int]]:
             gradient = gradient.detach().coalesce().values()
         gradient = seen(gradient)
         if gradient.numel():
-            yield gradient, block
+            yield gradient, number
 
 
 @lru_cache(maxsize=256)

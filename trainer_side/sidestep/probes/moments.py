@@ -19,6 +19,7 @@ from torch import Tensor
 from sidestep.blocks import local
 from sidestep.probes.norms import FUSED, Norms, by_kind, fold, foreach_norm, gathered, home_of
 from sidestep.probes.protocol import Part, Probe
+from sidestep.probes.sharding import weighed
 
 TAGS: Final = (
     "train/optimizer/first_moment_norm",
@@ -47,10 +48,12 @@ class MomentProbe(Probe):
     def after_step(self, part: Part) -> None:
         """Look at one optimizer's state."""
         state = part.optimizer.state
-        states = [state[parameter] for parameter, _ in part.placed if parameter in state]
+        owners = [parameter for parameter, _ in part.placed if parameter in state]
+        states = [state[parameter] for parameter in owners]
         for group in by_kind(_moments(states, _FIRST)):
             norms = foreach_norm([tensor for tensor, _ in group])
-            self._first.append(Norms([0] * len(group), torch.stack(norms)))
+            norms = weighed(norms, (owners[number] for _, number in group), self.watched.sharding.of(part))
+            self._first.append(Norms([0] * len(group), torch.stack(tuple(norms))))
         for group in by_kind(_moments(states, _SECOND)):
             self._second += FUSED._foreach_norm([tensor for tensor, _ in group], float("inf"))  # noqa: SLF001
         if part.number == 0:
@@ -67,7 +70,9 @@ class MomentProbe(Probe):
             found[TAGS[2]] = self._size
         self.forget()
         if found:
-            self.run.record(tuple(found), gathered(list(found.values())), step=step)
+            tags = tuple(found)
+            reductions = self.watched.sharding.reductions(tags)
+            self.run.record(tags, gathered(list(found.values())), step=step, reductions=reductions)
 
     def forget(self) -> None:
         """Begin anew."""
@@ -75,10 +80,10 @@ class MomentProbe(Probe):
 
 
 def _moments(states: list[Mapping[str, Any]], names: tuple[str, ...]) -> Iterator[tuple[Tensor, int]]:
-    for state in states:
+    for number, state in enumerate(states):
         moment = next((state[name] for name in names if isinstance(state.get(name), Tensor)), None)
-        if moment is not None and moment.layout == torch.strided and moment.numel():
-            yield local(moment), 0
+        if moment is not None and moment.layout == torch.strided and (here := local(moment)).numel():
+            yield here, number
 
 
 def _step_size(group: Mapping[str, Any], state: Mapping[Any, Mapping[str, Any]]) -> Tensor | None:

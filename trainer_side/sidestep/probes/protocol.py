@@ -45,6 +45,7 @@ from torch.optim import Optimizer
 from sidestep.blocks import Blocks, local, unwrapped
 from sidestep.probes.calls import Calls, Hook
 from sidestep.probes.norms import Placed
+from sidestep.probes.sharding import Sharding
 from sidestep.run import Run
 
 
@@ -61,6 +62,7 @@ class Watched:
     Attributes:
         names: names of the blocks, by their number.
         device: where the model's first parameter lies.
+        sharding: how the parameters lie over ranks.
         switch_off: what is told of a probe whose hook raised.
         norm_before_clip: a step and its gradient's L2 norm before clipping, where a probe has seen it.
     """
@@ -73,6 +75,8 @@ class Watched:
         self.optimizers = list(optimizers)
         self.names = blocks.names
         self.extras = extras
+        groups = (group for optimizer in self.optimizers for group in optimizer.param_groups)
+        self.sharding = Sharding(model, (entry for group in groups for entry in group["params"]))
         first = next(model.parameters(), None)
         self.device = torch.device("cpu") if first is None else local(first).device
         self.norm_before_clip: tuple[int, Tensor] | None = None

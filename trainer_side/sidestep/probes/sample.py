@@ -12,7 +12,7 @@ the sample, which is exact where n_p = N_p; `factors` are the roots √(N_p / n_
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate
 from typing import Final, NamedTuple
@@ -41,16 +41,20 @@ class Coordinates:
     Args:
         placed: parameters on one device, their blocks rising; none is empty.
         exact: look at all of them. A copy is then as large as the parameters are in float32.
+        shares: what the norms of some of them count for, where that is not 1.
 
     Attributes:
         parameters: the parameters.
         blocks: their blocks.
         sizes: their numbers of elements, here.
         counts: how many of them are looked at.
+        shares: what the norm of each counts for in that over all ranks (`sidestep.probes.sharding`).
         factors: roots of what a coordinate counts for.
     """
 
-    def __init__(self, placed: Sequence[Placed], *, exact: bool = False) -> None:
+    def __init__(
+        self, placed: Sequence[Placed], *, exact: bool = False, shares: Mapping[Tensor, float] | None = None
+    ) -> None:
         self.parameters = [parameter for parameter, _ in placed]
         self.blocks = [block for _, block in placed]
         self.sizes = [local(parameter).numel() for parameter in self.parameters]
@@ -58,7 +62,9 @@ class Coordinates:
         self._strides = [stride_of(size, limit) for size in self.sizes]
         self.counts = [-(-size // stride) for size, stride in zip(self.sizes, self._strides, strict=True)]
         self._starts = [0, *accumulate(self.counts)]
-        self.factors = [math.sqrt(size / count) for size, count in zip(self.sizes, self.counts, strict=True)]
+        self.shares = [1.0 if shares is None else shares.get(parameter, 1.0) for parameter in self.parameters]
+        sizes = zip(self.shares, self.sizes, self.counts, strict=True)
+        self.factors = [share * math.sqrt(size / count) for share, size, count in sizes]
         double = any(parameter.dtype in (torch.float64, torch.complex128) for parameter in self.parameters)
         self._dtype = torch.float64 if double else torch.float32
         self._device = local(self.parameters[0]).device
@@ -140,7 +146,7 @@ class Coordinates:
     @cached_property
     def _roots(self) -> Tensor | None:
         # Of each number of a sample; None where every element is in it, as in small networks.
-        return None if self.counts == self.sizes else self._spread(self.factors)
+        return None if all(factor == 1.0 for factor in self.factors) else self._spread(self.factors)
 
     def _spread(self, numbers: Sequence[float]) -> Tensor:
         return self._repeated(torch.tensor(numbers, dtype=self._dtype))
@@ -149,20 +155,27 @@ class Coordinates:
         return numbers.repeat_interleave(torch.tensor(self.counts)).to(self._device, non_blocking=True)
 
 
-def coordinates(placed: Sequence[Placed], *, trained: bool = True, exact: bool = False) -> list[Coordinates]:
+def coordinates(
+    placed: Sequence[Placed],
+    *,
+    trained: bool = True,
+    exact: bool = False,
+    shares: Mapping[Tensor, float] | None = None,
+) -> list[Coordinates]:
     """Coordinates of all parameters that have elements, one object a device.
 
     Args:
         placed: parameters, their blocks rising.
         trained: leave out those that need no gradient.
         exact: look at all of their elements.
+        shares: what the norms of some of them count for, where that is not 1.
     """
     devices: dict[torch.device, list[Placed]] = {}
     for entry in placed:
         here = local(entry.parameter)
         if (entry.parameter.requires_grad or not trained) and here.numel():
             devices.setdefault(here.device, []).append(entry)
-    return [Coordinates(entries, exact=exact) for entries in devices.values()]
+    return [Coordinates(entries, exact=exact, shares=shares) for entries in devices.values()]
 
 
 def stride_of(size: int, limit: int = SAMPLE) -> int:

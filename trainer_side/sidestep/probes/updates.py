@@ -19,18 +19,20 @@ For one large matrix of normal weights and changes that is about 3 % of the rati
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import ClassVar, Final
 
 import torch
+from torch import Tensor
 
 from sidestep.probes.norms import Norms, Placed, fold
-from sidestep.probes.protocol import Part, Probe
+from sidestep.probes.protocol import Part, Probe, Watched
 from sidestep.probes.sample import Coordinates, coordinates
-from sidestep.run import Run
 
 TAGS: Final = ("train/updates/relative_update_norm", "train/updates/<block>")
+#: In a sharded model: what the updates of this rank's part are relative to, by which the collector puts ranks together.
+_WEIGHTS: Final = ("train/update_weights/global_norm", "train/update_weights/<block>")
 
 
 class UpdateProbe(Probe):
@@ -44,7 +46,7 @@ class UpdateProbe(Probe):
 
     name: ClassVar[str] = "updates"
     cost: ClassVar[int] = 1
-    tags: ClassVar[tuple[str, ...]] = TAGS
+    tags: ClassVar[tuple[str, ...]] = TAGS + _WEIGHTS
 
     def __init__(self, *, every: int | str | None = None, exact: bool = False) -> None:
         super().__init__(every=every)
@@ -56,7 +58,7 @@ class UpdateProbe(Probe):
         """Copy the samples as they are before the step."""
         version, samples = self._samples.get(part.number, (-1, []))
         if version != part.version:
-            samples = sample(part.placed, exact=self._is_exact)
+            samples = sample(part.placed, exact=self._is_exact, shares=self.watched.sharding.of(part))
             self._samples[part.number] = part.version, samples
         for one in samples:
             one.take()
@@ -68,7 +70,7 @@ class UpdateProbe(Probe):
     def report(self, step: int) -> None:
         """Record the relative updates of all."""
         changes, self._changes = self._changes, []
-        report(self.run, self.watched.names, changes, step)
+        report(self.watched, changes, step)
 
     def forget(self) -> None:
         """Begin anew."""
@@ -98,15 +100,18 @@ class UpdateSample:
         return self._coordinates.norms(self._change), self._coordinates.norms(self._before)
 
 
-def sample(placed: Sequence[Placed], *, exact: bool = False) -> list[UpdateSample]:
+def sample(
+    placed: Sequence[Placed], *, exact: bool = False, shares: Mapping[Tensor, float] | None = None
+) -> list[UpdateSample]:
     """Samples of all parameters that have elements and are trained, one a device."""
-    return [UpdateSample(entries) for entries in coordinates(placed, exact=exact)]
+    return [UpdateSample(entries) for entries in coordinates(placed, exact=exact, shares=shares)]
 
 
-def report(run: Run, names: Sequence[str], parts: Sequence[tuple[Norms, Norms]], step: int) -> None:
-    """Record the relative update of the whole and of each block.
+def report(watched: Watched, parts: Sequence[tuple[Norms, Norms]], step: int) -> None:
+    """Record the relative update of the whole and of each block; in a sharded model also what it is relative to.
 
-    Where the weights before the step are all zero, it is 1 when they moved and 0 when they did not.
+    Where the weights before the step are all zero, it is 1 when they moved and 0 when they did not. Such a part of a
+    sharded model counts by its change, which is then not lost: it adds to the weights no more than that.
     """
     if not parts:
         return
@@ -115,9 +120,14 @@ def report(run: Run, names: Sequence[str], parts: Sequence[tuple[Norms, Norms]],
     change = torch.cat((torch.linalg.vector_norm(change).reshape(1), change))
     weights = torch.cat((torch.linalg.vector_norm(weights).reshape(1), weights))
     ratio = torch.where(weights == 0, (change != 0).to(weights.dtype), change / weights)
-    run.record(_tags(tuple(names), blocks), ratio, step=step)
+    names, sharding = tuple(watched.names), watched.sharding
+    tags = _tags(TAGS, names, blocks)
+    if sharding.is_sharded:
+        tags += _tags(_WEIGHTS, names, blocks)
+        ratio = torch.cat((ratio, torch.where(weights == 0, change, weights)))
+    watched.run.record(tags, ratio, step=step, reductions=sharding.reductions(tags))
 
 
 @lru_cache(maxsize=256)
-def _tags(names: tuple[str, ...], blocks: tuple[int, ...]) -> tuple[str, ...]:
-    return (TAGS[0], *(f"train/updates/{names[block]}" for block in blocks))
+def _tags(templates: tuple[str, str], names: tuple[str, ...], blocks: tuple[int, ...]) -> tuple[str, ...]:
+    return (templates[0], *(templates[1].replace("<block>", names[block]) for block in blocks))

@@ -16,8 +16,11 @@ from sidestep.blocks import local
 from sidestep.probes.norms import FUSED, Norms, by_kind, fold, foreach_norm, gathered, home_of
 from sidestep.probes.protocol import Part, Probe
 from sidestep.probes.sample import Coordinates, Rows, coordinates
+from sidestep.probes.sharding import weighed
 
 TAGS: Final = ("weight_norm", "train/weights/<block>", "train/weights/absmax", "train/weights/distance_from_start")
+#: In a sharded model: what the distance of this rank's part is relative to, by which the collector puts ranks together.
+_START: Final = ("train/weight/start_norm",)
 
 
 class WeightProbe(Probe):
@@ -30,7 +33,7 @@ class WeightProbe(Probe):
 
     name: ClassVar[str] = "weights"
     cost: ClassVar[int] = 1
-    tags: ClassVar[tuple[str, ...]] = TAGS
+    tags: ClassVar[tuple[str, ...]] = TAGS + _START
     every: int | str | None = "epoch"
 
     def __init__(self, *, every: int | str | None = None, distance: bool = True) -> None:
@@ -45,7 +48,8 @@ class WeightProbe(Probe):
         """Keep the sample of the start, once."""
         if not self._has_distance or part.key in self._starts:
             return
-        starts = [(each, each.rows()) for each in coordinates(part.placed)]
+        shares = self.watched.sharding.of(part)
+        starts = [(each, each.rows()) for each in coordinates(part.placed, shares=shares)]
         for each, rows in starts:
             each.read(rows)
         self._starts = {key: kept for key, kept in self._starts.items() if key[0] != part.number}
@@ -53,10 +57,13 @@ class WeightProbe(Probe):
 
     def after_step(self, part: Part) -> None:
         """Take the norms of one optimizer's weights."""
-        whole = [(local(parameter), block) for parameter, block in part.placed]
+        whole = [(local(parameter), number) for number, (parameter, _) in enumerate(part.placed)]
         for group in by_kind([entry for entry in whole if entry[0].numel()]):
             tensors = [tensor for tensor, _ in group]
-            self._norms.append(Norms([block for _, block in group], torch.stack(foreach_norm(tensors))))
+            owners = [part.placed[number] for _, number in group]
+            parameters = (parameter for parameter, _ in owners)
+            norms = weighed(foreach_norm(tensors), parameters, self.watched.sharding.of(part))
+            self._norms.append(Norms([block for _, block in owners], torch.stack(tuple(norms))))
             self._largest += FUSED._foreach_norm(tensors, float("inf"))  # noqa: SLF001
         for each, start in self._starts.get(part.key, ()):
             now = each.rows()
@@ -71,14 +78,18 @@ class WeightProbe(Probe):
         if not norms:
             return
         blocks, folded = fold(norms)
-        tags = _tags(self.watched.names, blocks)
+        tags, sharding = _tags(self.watched.names, blocks), self.watched.sharding
         values = [_whole(folded), gathered(largest).max().reshape(1), folded]
         if distances:
             moved, start = (fold([pair[side] for pair in distances])[1] for side in (0, 1))
             tags += TAGS[3:]
             values.append(_whole(moved) / _whole(start))
+            if sharding.is_sharded:
+                tags += _START
+                values.append(_whole(start))
         home = home_of(values)
-        self.run.record(tags, torch.cat([value.to(home, non_blocking=True) for value in values]), step=step)
+        whole = torch.cat([value.to(home, non_blocking=True) for value in values])
+        self.run.record(tags, whole, step=step, reductions=sharding.reductions(tags))
 
     def forget(self) -> None:
         """Begin anew."""
