@@ -38,13 +38,18 @@ class Stream:
 
 @dataclass(frozen=True, slots=True)
 class KeySet:
-    """The names that the values of a scalars record stand for, in order."""
+    """The names that the values of a scalars record stand for, in order.
+
+    `derived` marks one of the collector's own: its values follow from others, at the moments of records that are
+    stored already.
+    """
 
     id: int
     dtype: int
     tier: str
     names: tuple[str, ...]
     reductions: tuple[str, ...]
+    derived: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,5 +224,5 @@ class Batch:
     gaps: list[Gap] = field(default_factory=list[Gap])
     progress: list[Progress] = field(default_factory=list[Progress])
     key_sets: list[tuple[Stream, KeySet]] = field(default_factory=list[tuple[Stream, KeySet]])
-    nbytes: int = 0
     metrics: dict[str, Metric] = field(default_factory=dict[str, Metric])
+    nbytes: int = 0

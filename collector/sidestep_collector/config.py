@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from sidestep_schemas.errors import ConfigError
 from sidestep_schemas.layout import default_address
@@ -33,6 +33,14 @@ class Config(BaseModel):
     idle_exit: float | None = Field(default=None, gt=0, description="end after so many seconds without a stream")
     take_leftovers: bool = Field(default=True, description="ship journals that dead processes left on this host")
     log_format: str = Field(default="text", pattern="^(text|json)$", description="text or json")
+    analysers: tuple[str, ...] = Field(
+        default=(), description="analysers of your own, module:Class, with commas between"
+    )
+
+    @field_validator("analysers", mode="before")
+    @classmethod
+    def _from_text(cls, given: object) -> object:
+        return [name.strip() for name in given.split(",") if name.strip()] if isinstance(given, str) else given
 
     def address(self, root: Path) -> str:
         """The address to bind."""

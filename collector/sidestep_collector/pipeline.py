@@ -1,12 +1,13 @@
 """The path of the data through the collector. Read this first.
 
-    receive ─▶ decode ─▶ aggregate ─▶ sinks (TensorBoard, epoch documents) ─▶ store (commit + watermark) ─▶ acknowledge
+    receive ─▶ decode ─▶ analyse ─▶ aggregate ─▶ sinks (TensorBoard, epoch documents) ─▶ store (commit + watermark)
+                                                                                              └─▶ acknowledge
 
-Two threads carry it. The intake thread owns the sockets: it receives, decodes, aggregates, feeds the live view
-and hands a batch over at each flush. The commit thread writes the batch's files, then commits rows, file lengths
-and watermarks in one transaction; only then are the streams acknowledged. A batch that cannot be committed (a
-full disk) is tried again until it can; meanwhile the intake goes on up to a bound, and then stops reading, so
-that what is not stored stays in the trainers' journals.
+Two threads carry it. The intake thread owns the sockets: it receives, decodes, aggregates, feeds the live view,
+and at each flush analyses what is new, takes what follows from it the same way, and hands a batch over. The commit
+thread writes the batch's files, then commits rows, file lengths and watermarks in one transaction; only then are
+the streams acknowledged. A batch that cannot be committed (a full disk) is tried again until it can; meanwhile the
+intake goes on up to a bound, and then stops reading, so that what is not stored stays in the trainers' journals.
 
 This module alone knows the order of the stages.
 """
@@ -22,7 +23,8 @@ from typing import Any, Final
 import msgspec
 
 from sidestep_collector.aggregate import EpochAggregator, Live, PeriodAggregator, RunHistory
-from sidestep_collector.blocks import Batch, Event, Progress, ScalarBlock, Stream
+from sidestep_collector.analyse import Analysis, load
+from sidestep_collector.blocks import Batch, Event, Item, KeySet, Progress, ScalarBlock, Stream
 from sidestep_collector.commit import Committer
 from sidestep_collector.config import Config
 from sidestep_collector.decode import Decoder
@@ -32,7 +34,8 @@ from sidestep_collector.receive import Registry, Sockets
 from sidestep_collector.sinks.epoch_json import EpochJsonSink
 from sidestep_collector.sinks.tensorboard import TensorBoardSink
 from sidestep_collector.store import Store
-from sidestep_collector.store.resume import read_tails
+from sidestep_collector.store.past import read_past
+from sidestep_collector.store.resume import RunTail, read_tails
 from sidestep_collector.telemetry import Counters
 
 _IDLE_WAIT_SECONDS: Final = 0.1
@@ -54,6 +57,9 @@ class Pipeline:
         store: open store; closed by whoever opened it.
         sockets: bound sockets; likewise.
         answer: answers a question of the control socket.
+
+    Raises:
+        ConfigError: an analyser that the settings name cannot be loaded.
     """
 
     def __init__(self, root: Path, config: Config, store: Store, sockets: Sockets, answer: Question) -> None:
@@ -66,6 +72,7 @@ class Pipeline:
         self._answer = answer
         self._decoder = Decoder()
         self._intake = Intake(sockets, self.registry, self._decoder, Quarantine(root / "quarantine"), self.counters)
+        self._analysis = Analysis(load(config.analysers), self.counters)
         self._epochs = EpochAggregator()
         self._periods = PeriodAggregator()
         self.committer = Committer(store, TensorBoardSink(root, store.files()), EpochJsonSink(root), self.counters)
@@ -121,21 +128,33 @@ class Pipeline:
         decoded = self._decoder.take()
         if not decoded.blocks and not decoded.items and not decoded.key_sets:
             return
-        self._epochs.add(decoded.blocks, decoded.items)
-        self.live.add(decoded.blocks)
-        for block in decoded.blocks:
-            self._points += block.values.size
-            self.counters.scalars += block.values.size
-            if block.stream.run_uid in self._sockets.watched:
-                self._feed(block)
+        self._analysis.add(decoded.blocks, decoded.items)
+        self._carry(decoded.blocks, decoded.items)
+        self.counters.scalars += sum(block.values.size for block in decoded.blocks)
         for item in decoded.items:
             if isinstance(item, Event) and item.event == "end":
                 self._end(item.at.stream)
-        batch = self._batch
-        batch.blocks += decoded.blocks
-        batch.items += decoded.items
-        batch.key_sets += decoded.key_sets
-        batch.nbytes += decoded.nbytes
+        self._batch.key_sets += decoded.key_sets
+        self._batch.nbytes += decoded.nbytes
+
+    def _analyse(self) -> None:
+        """Once a flush, so that the price of numpy calls is paid once: what follows from all that came since."""
+        blocks, items = self._analysis.take()
+        self._carry(blocks, items)
+        nbytes = sum(block.values.nbytes for block in blocks)
+        self.counters.derived_scalars += nbytes // 8
+        self._batch.nbytes += nbytes
+
+    def _carry(self, blocks: list[ScalarBlock], items: list[Item]) -> None:
+        """From decoding or analysing on, all goes the same way."""
+        self._epochs.add(blocks, items)
+        self.live.add(blocks)
+        for block in blocks:
+            self._points += block.values.size
+            if block.stream.run_uid in self._sockets.watched:
+                self._feed(block)
+        self._batch.blocks += blocks
+        self._batch.items += items
 
     def _end(self, stream: Stream) -> None:
         state = self.registry.get(stream.key)
@@ -171,6 +190,7 @@ class Pipeline:
 
     def _seal(self) -> None:
         """Close the batch: rows, aggregates and watermarks as they are now belong together."""
+        self._analyse()
         batch, self._batch = self._batch, Batch()
         batch.gaps, self._intake.gaps = self._intake.gaps, []
         batch.epochs, batch.summaries = self._epochs.take()
@@ -197,6 +217,7 @@ class Pipeline:
                 self._sockets.acknowledge(progress.stream.key, progress.watermark, state.received, rewind=False)
                 if progress.ended:
                     self._decoder.forget(progress.stream)
+                    self._analysis.forget(progress.stream)
                     self._retire(progress.stream)
 
     def _retire(self, stream: Stream) -> None:
@@ -206,6 +227,7 @@ class Pipeline:
             run = next(iter(self._ended))
             del self._ended[run]
             if all(state.ended for state in self.registry.states() if state.stream.run == run):
+                self._analysis.forget_run(run)
                 self._epochs.forget(run)
                 self._periods.forget(run)
                 self.live.forget(run)
@@ -229,12 +251,12 @@ class Pipeline:
         return self._answer(asked)
 
     def _restore(self, root: Path) -> None:
-        going_on: list[Stream] = []
+        going_on: dict[Stream, tuple[KeySet, ...]] = {}
         for known in self._store.known():
             self.registry.restore(known.stream, known.watermark, known.lost, ended=known.ended)
             if not known.ended:
                 self._decoder.restore(known.stream, known.key_sets)
-                going_on.append(known.stream)
+                going_on[known.stream] = known.key_sets
         runs = self._store.runs()
         tails = read_tails(root, going_on)
         uids = {stream.run: stream.run_uid for stream in going_on}
@@ -247,3 +269,15 @@ class Pipeline:
             ],
             events=[event for tail in tails for event in tail.events],
         )
+        self._restore_analysis(root, going_on, tails)
+
+    def _restore_analysis(self, root: Path, going_on: dict[Stream, tuple[KeySet, ...]], tails: list[RunTail]) -> None:
+        wanted = {stream: self._analysis.wants(key_sets) for stream, key_sets in going_on.items()}
+        past = read_past(root, wanted, self._analysis.wants_tensor)
+        events: dict[Stream, list[Item]] = {}
+        for tail in tails:
+            for event in tail.events:
+                events.setdefault(event.at.stream, []).append(event)
+        for stream, key_sets in going_on.items():
+            items = [*past[stream].tensors, *events.get(stream, ())]
+            self._analysis.restore(stream, key_sets, past[stream].tails, items)

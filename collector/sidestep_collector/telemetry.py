@@ -26,6 +26,8 @@ class Counters:
     commits: int = 0
     failed_commits: int = 0
     sink_failures: int = 0
+    derived_scalars: int = 0
+    analyser_failures: int = 0
 
     def as_dict(self) -> dict[str, int]:
         """By name."""

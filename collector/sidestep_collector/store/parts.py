@@ -104,8 +104,9 @@ def finish(folder: Path, part: Part, count: int) -> Part:
 
 def _sources(batch: Batch) -> Iterator[tuple[str, Columns | str]]:
     blocks = [block for block in batch.blocks if len(block.seq)]
-    if blocks:
-        yield "snapshots", columns.snapshots(blocks)
+    received = [block for block in blocks if not block.key_set.derived]
+    if received:
+        yield "snapshots", columns.snapshots(received)
     if any(block.key_set.names for block in blocks):
         yield "points", columns.points(blocks)
     aggregates = [row for row in batch.epochs if row.names]
