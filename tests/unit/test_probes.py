@@ -38,7 +38,7 @@ def test_every_tag_of_a_probe_is_in_the_catalogue(name: str) -> None:
 
 def test_every_probe_is_in_the_table() -> None:
     files = {path.stem for path in Path(gradients.__file__).parent.glob("[a-z]*.py")}
-    machinery = {"protocol", "registry", "cadence", "calls", "norms", "sample", "expected"}
+    machinery = {"protocol", "registry", "cadence", "calls", "norms", "sample", "expected", "scatter", "undisturbed"}
     assert files - machinery == {module.rpartition(".")[2] for module, _ in registry.BUILT_IN.values()}
 
 

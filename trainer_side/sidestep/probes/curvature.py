@@ -15,20 +15,17 @@ matrix is solved on the host when it has arrived there.
 
 from __future__ import annotations
 
-import random
-import sys
 import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sidestep.errors import UsageError
 from sidestep.probes.protocol import Probe
 from sidestep.probes.timing import Mark, mark
+from sidestep.probes.undisturbed import undisturbed
 
 TAGS: Final = (
     "curvature/lambda_max",
@@ -207,25 +204,3 @@ def whole_trace(diagonal: Tensor, rest: Tensor) -> tuple[float, float]:
     """The trace, and its standard error; NaN where there is one term only."""
     error = rest.std() / len(rest) ** 0.5 if len(rest) > 1 else torch.tensor(float("nan"))
     return float(diagonal.sum() + rest.mean()), float(error)
-
-
-@contextmanager
-def undisturbed(model: nn.Module) -> Generator[None]:
-    """Eval mode for as long as it lasts; modes and random states are afterwards as they were.
-
-    Attention is computed plainly meanwhile: its fast kernels cannot be differentiated twice.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    plain, numpy = random.getstate(), sys.modules.get("numpy")
-    state = None if numpy is None else numpy.random.get_state()
-    devices = sorted({parameter.device.index for parameter in model.parameters() if parameter.is_cuda})
-    try:
-        with torch.random.fork_rng(devices), sdpa_kernel(SDPBackend.MATH):
-            model.eval()
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        random.setstate(plain)
-        if numpy is not None:
-            numpy.random.set_state(state)

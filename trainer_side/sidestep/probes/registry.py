@@ -27,6 +27,7 @@ BUILT_IN: Final = {
     "ema": ("sidestep.probes.ema", "EmaProbe"),
     "time": ("sidestep.probes.timing", "TimeProbe"),
     "memory": ("sidestep.probes.memory", "MemoryProbe"),
+    "noise": ("sidestep.probes.noise", "NoiseProbe"),
     "curvature": ("sidestep.probes.curvature", "CurvatureProbe"),
     "system": ("sidestep.probes.system", "SystemProbe"),
 }
