@@ -12,7 +12,7 @@ from typing import Final
 from sidestep_schemas.catalog import derived, machine, model, training
 from sidestep_schemas.catalog.metric import Metric
 
-__all__ = ["METRICS", "Metric", "block_of", "find"]
+__all__ = ["METRICS", "Metric", "block_of", "find", "reduction_of", "sharded_reduction"]
 
 METRICS: Final[tuple[Metric, ...]] = (*training.METRICS, *model.METRICS, *machine.METRICS, *derived.METRICS)
 
@@ -33,6 +33,27 @@ def find(tag: str) -> Metric | None:
     if exact is not None:
         return exact
     return next((metric for pattern, metric in _FAMILIES if pattern.fullmatch(tag)), None)
+
+
+def reduction_of(tag: str) -> str:
+    """How the values of several ranks become one, where the run says nothing else."""
+    known = find(tag)
+    return known.reduction if known is not None else "mean"
+
+
+def sharded_reduction(tag: str) -> str:
+    """How they do where the model is sharded, names in the place of placeholders; "" where that changes nothing."""
+    exact = _EXACT.get(tag)
+    if exact is not None:
+        return exact.sharded
+    for pattern, metric in _FAMILIES:
+        match = pattern.fullmatch(tag)
+        if match:
+            text = metric.sharded
+            for name, part in match.groupdict().items():
+                text = text.replace(f"<{name}>", part)
+            return text
+    return ""
 
 
 def block_of(tag: str) -> str | None:
