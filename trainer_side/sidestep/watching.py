@@ -168,8 +168,8 @@ class _Watch:
 
     def _hook(self, member: _Member) -> list[RemovableHandle]:
         # Compiled into a step of the optimizer they would be compiled anew for whatever they see.
-        before_apart = torch.compiler.disable(self._before)
-        after_apart = torch.compiler.disable(self._after)
+        before_apart: Any = torch.compiler.disable(self._before)
+        after_apart: Any = torch.compiler.disable(self._after)
 
         def before(optimizer: Optimizer, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
             if torch.compiler.is_compiling():
