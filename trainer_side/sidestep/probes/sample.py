@@ -12,16 +12,16 @@ the sample, which is exact where n_p = N_p; `factors` are the roots √(N_p / n_
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sidestep.blocks import local, seen
-from sidestep.probes.norms import Norms, Placed, foreach_norm
+from sidestep.probes.norms import AT_ONCE, Norms, Placed, foreach_norm
 
 #: Coordinates of a tensor that are looked at.
 SAMPLE: Final = 1024
@@ -78,10 +78,8 @@ class Coordinates:
     def read(self, into: Rows) -> None:
         """Copy the sample of the parameters."""
         # Views are made anew each time: a script may have given a parameter other storage, or want the old one freed.
-        _copy(
-            [strided(seen(entry), stride) for entry, stride in zip(self.parameters, self._strides, strict=True)],
-            into.whole,
-        )
+        entries = zip(self.parameters, self._strides, strict=True)
+        self._copy((strided(seen(entry), stride) for entry, stride in entries), into.whole)
 
     @torch.no_grad()
     def read_gradients(self, into: Rows) -> list[int]:
@@ -99,15 +97,8 @@ class Coordinates:
         Returns:
             Numbers of the parameters whose tensor is missing, sparse or elsewhere.
         """
-        views: list[Tensor] = []
         absent: list[int] = []
-        for number, (tensor, parameter, stride) in enumerate(zip(tensors, self.parameters, self._strides, strict=True)):
-            if tensor is None or tensor.layout != torch.strided or tensor.device != parameter.device:
-                absent.append(number)
-                views.append(into.whole.new_zeros(self.counts[number]))
-            else:
-                views.append(strided(seen(tensor), stride))
-        _copy(views, into.whole)
+        self._copy(self._views(into, tensors, absent), into.whole)
         return absent
 
     def read_one(self, number: int, tensor: Tensor) -> Tensor:
@@ -142,6 +133,25 @@ class Coordinates:
     @cached_property
     def _block_numbers(self) -> Tensor:
         return self._repeated(torch.tensor(self.blocks))
+
+    def _views(self, into: Rows, tensors: Sequence[Tensor | None], absent: list[int]) -> Iterator[Tensor]:
+        for number, (tensor, parameter, stride) in enumerate(zip(tensors, self.parameters, self._strides, strict=True)):
+            if tensor is None or tensor.layout != torch.strided or tensor.device != parameter.device:
+                absent.append(number)
+                yield into.whole.new_zeros(self.counts[number])
+            else:
+                yield strided(seen(tensor), stride)
+
+    def _copy(self, views: Iterator[Tensor], whole: Tensor) -> None:
+        # One operation for many tensors, on a device few kernels whatever their strides, where copying each would
+        # launch one a tensor. It would be slow where types differ.
+        for first in range(0, len(self.parameters), AT_ONCE):
+            some = list(islice(views, AT_ONCE))
+            row = whole[self._starts[first] : self._starts[first + len(some)]]
+            if some[0].dtype == row.dtype:
+                torch.cat(some, out=row)
+            else:
+                row.copy_(torch.cat(some))
 
     @cached_property
     def _roots(self) -> Tensor | None:
@@ -196,15 +206,6 @@ def strided(tensor: Tensor, stride: int) -> Tensor:
     if span == tensor.numel():
         return tensor.as_strided((-(-span // stride),), (stride,))
     return tensor.reshape(-1)[::stride]
-
-
-def _copy(views: list[Tensor], whole: Tensor) -> None:
-    # One operation for all, on a device one kernel for many tensors whatever their strides, where copying each would
-    # launch one a tensor. It would be slow where types differ.
-    if views[0].dtype == whole.dtype:
-        torch.cat(views, out=whole)
-    else:
-        whole.copy_(torch.cat(views))
 
 
 def _added_up(blocks: Sequence[int], counts: Sequence[int]) -> tuple[list[int], list[int]]:
