@@ -117,7 +117,7 @@ class Part:
         self.placed: list[Placed] = []
         self.version = 0
         self._blocks = blocks
-        self._signature: list[Any] = []
+        self._signature: list[int] = []
 
     @property
     def key(self) -> tuple[int, int]:
@@ -132,7 +132,10 @@ class Part:
     def settle(self) -> None:
         """Place the parameters anew where they are others than last time."""
         parameters: list[Tensor] = [entry for group in self.optimizer.param_groups for entry in group["params"]]
-        signature = [(id(entry), entry.shape, entry.dtype, entry.device, entry.requires_grad) for entry in parameters]
+        # Numbers: Python looks through thousands of tuples for garbage, which takes longer than making them.
+        signature = [
+            hash((id(entry), entry.shape, entry.dtype, entry.device, entry.requires_grad)) for entry in parameters
+        ]
         if signature == self._signature:
             return
         places = self._blocks.place(parameters)
