@@ -121,6 +121,7 @@ def test_checkpoints_are_marked_with_their_size(offline: dict[str, Any]) -> None
         sizes, rel=0.2
     )
     assert len(sizes) == len(read_scalars(offline["dir"], "checkpoint_size_mb")) == 2
+    assert len(read_scalars(offline["dir"], "perf/checkpoint_time_sec")) == 2
 
 
 def test_a_training_that_goes_on_counts_on(offline: dict[str, Any]) -> None:

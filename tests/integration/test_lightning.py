@@ -221,6 +221,7 @@ def test_checkpoints_are_marked_with_their_size_and_hold_nothing_of_the_callback
     assert marked == {str(file): file.stat().st_size / 1e6 for file in files}
     assert len(files) == 2
     assert len(read_scalars(offline["dir"], "checkpoint_size_mb")) == 2
+    assert all(seconds > 0 for seconds in read_scalars(offline["dir"], "perf/checkpoint_time_sec").values())
     content = torch.load(files[-1], weights_only=False)
     assert not any("Sidestep" in key for key in content["callbacks"])
 
@@ -378,3 +379,19 @@ def test_ranks_that_lightning_starts_record_one_run(place: Place) -> None:
     assert sorted(told["world_size"] for told in starts) == [2, 2]
     assert len({told["id"] for told in starts}) == 1
     assert len({path.parent for path in place.journals()}) == 2
+
+
+def test_a_checkpoint_of_a_training_that_a_script_watches_itself_counts_once(offline: dict[str, Any]) -> None:
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    class Watching(lightning.Callback):
+        def on_fit_start(self, trainer: Any, pl_module: Net) -> None:
+            sidestep.watch(pl_module, trainer.optimizers, **offline)
+
+    saving = ModelCheckpoint(offline["dir"] / "saved", save_top_k=-1, save_last=False)
+    trainer(offline["dir"], enable_checkpointing=True, callbacks=[saving, Watching()]).fit(Net())
+    sidestep.active_run().finish()
+    files = sorted((offline["dir"] / "saved").glob("*.ckpt"))
+    told = sorted(details["size_mb"] for _, details in events(offline["dir"], "checkpoint"))
+    assert told == pytest.approx(sorted(file.stat().st_size / 1e6 for file in files))
+    assert len(told) == len(read_scalars(offline["dir"], "perf/checkpoint_time_sec")) == 2

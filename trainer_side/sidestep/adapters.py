@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,12 +98,32 @@ def catch_up(run: Run, steps: int) -> None:
 
 
 def mark_checkpoint(run: Run, path: str | os.PathLike[str], epoch: float | None = None) -> None:
-    """Record that a checkpoint, a file or a folder, was written, and its size."""
+    """Record that a checkpoint, a file or a folder, was written, its size and, where it was seen, its time."""
+    saves = _saves()
+    if saves is not None and saves.listener is not None and saves.seconds is None:
+        return  # the probe has recorded it as it was written
     place = Path(path)
     files = [place] if place.is_file() else [file for file in place.rglob("*") if file.is_file()]
     size_mb = sum(file.stat().st_size for file in files) / 1e6
     run.mark("checkpoint", path=str(place), size_mb=size_mb)
-    run.log({"checkpoint_size_mb": size_mb}, step=run.step, split=None, epoch=epoch)
+    values = {"checkpoint_size_mb": size_mb}
+    seconds = 0.0 if saves is None else saves.take_seconds()
+    if seconds > 0:
+        values["perf/checkpoint_time_sec"] = seconds
+    run.log(values, step=run.step, split=None, epoch=epoch)
+
+
+def tell_of_checkpoints() -> None:
+    """Say that checkpoints of the run are marked from now on: what the probe sees written is added up for the mark
+    instead of recorded file by file."""
+    saves = _saves()
+    if saves is not None and saves.listener is not None:
+        saves.take_seconds()
+
+
+def _saves() -> Any:
+    # Where it is not loaded, no run listens; and not every framework has torch.
+    return getattr(sys.modules.get("sidestep.probes.checkpoints"), "SAVES", None)
 
 
 def _tag(name: str, split: str, prefixes: Mapping[str, str]) -> str:

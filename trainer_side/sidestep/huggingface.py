@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import sidestep
-from sidestep.adapters import Held, catch_up, checked, epoch_at, hold, mark_checkpoint, tagged
+from sidestep.adapters import Held, catch_up, checked, epoch_at, hold, mark_checkpoint, tagged, tell_of_checkpoints
 from sidestep.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class SidestepCallback(TrainerCallback):
         """Watch."""
         place: dict[str, Any] = {"rank": args.process_index, "world_size": args.world_size, **self._keywords}
         held = self._held = hold(lambda: sidestep.watch(kwargs["model"], kwargs["optimizer"], **place))
+        tell_of_checkpoints()
         catch_up(held.run, state.global_step)
         held.run.guard(lambda: held.run.config.update(args.to_dict()))
         if getattr(kwargs["model"], "config", None) is not None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import sidestep
-from sidestep.adapters import Held, catch_up, checked, epoch_at, hold, mark_checkpoint, tagged
+from sidestep.adapters import Held, catch_up, checked, epoch_at, hold, mark_checkpoint, tagged, tell_of_checkpoints
 from sidestep.errors import MissingExtraError
 from sidestep.run import Run
 from sidestep.start import active_run, init
@@ -78,6 +78,7 @@ class SidestepCallback(Callback):
         if trainer.world_size > 1 and trainer.global_rank > 0 and "id" not in place:
             place["id"] = trainer.strategy.broadcast(None)
         held = self._held = hold(lambda: sidestep.watch(pl_module, trainer.optimizers, **place))
+        tell_of_checkpoints()
         _followed.setdefault(held.run, set())
         if trainer.world_size > 1 and trainer.global_rank == 0 and "id" not in place:
             trainer.strategy.broadcast(held.run.id)

@@ -22,8 +22,8 @@ from sidestep.auto.loaders import Loaders, Pass
 from sidestep.auto.losses import Losses
 from sidestep.auto.patching import FAULTS_MAX, Faults, hide_wrappers
 from sidestep.auto.predictions import Predictions
-from sidestep.auto.saving import Saving
 from sidestep.auto.scaling import Scaling
+from sidestep.probes.checkpoints import SAVES
 from sidestep.run import Run
 
 _LATER: Final = "what it trains is not captured; a script that trains several times calls sidestep.watch itself"
@@ -56,14 +56,12 @@ class Capture:
         self._predictions = Predictions(faults, self._is_on, self._is_sampled, self._is_training, self._loaders)
         self._clipping = Clipping(faults, self._is_on)
         self._scaling = Scaling(faults, self._live_run, lambda: self.steps, self._drop)
-        self._saving = Saving(faults, self._live_run)
 
     def install(self) -> None:
         """See torch's functions, and every optimizer's steps."""
-        for part in (
-            self._losses, self._loaders, self._predictions, self._clipping, self._scaling, self._saving,
-        ):  # fmt: skip
+        for part in (self._losses, self._loaders, self._predictions, self._clipping, self._scaling):
             part.install()
+        SAVES.install(stays=True)  # now, so that scripts which import `save` by its name are seen; told by the probe
         register_optimizer_step_pre_hook(self._before_step)
         register_optimizer_step_post_hook(self._after_step)
         os.register_at_fork(after_in_child=self._after_fork)

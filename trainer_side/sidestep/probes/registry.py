@@ -30,11 +30,12 @@ BUILT_IN: Final = {
     "noise": ("sidestep.probes.noise", "NoiseProbe"),
     "curvature": ("sidestep.probes.curvature", "CurvatureProbe"),
     "system": ("sidestep.probes.system", "SystemProbe"),
+    "checkpoints": ("sidestep.probes.checkpoints", "CheckpointProbe"),
 }
 #: Those of a `watch` that names none.
 DEFAULTS: Final = (
     *("clipping", "optimizer", "gradients", "updates", "weights", "moments", "activations"),
-    *("throughput", "ema", "time", "memory", "system"),
+    *("throughput", "ema", "time", "memory", "system", "checkpoints"),
 )
 GROUP: Final = "sidestep.probes"
 
