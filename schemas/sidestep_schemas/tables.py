@@ -102,6 +102,7 @@ TABLES: Final[tuple[Table, ...]] = (
             _column("block", "VARCHAR", "block of the network it speaks of; NULL where it speaks of all"),
             _column("unit", "VARCHAR", "unit; empty where it has none or is unknown"),
             _column("better", "VARCHAR", "lower, higher, or NULL where neither is"),
+            _column("reduction", "VARCHAR", "how the values of several ranks become one: mean, sum, max or l2"),
         ),
     ),
     Table(
@@ -126,6 +127,21 @@ TABLES: Final[tuple[Table, ...]] = (
         "One row a value, never thinned, NaN and infinities kept.",
         ("run", "metric", "rank", "attempt", "step"),
         (_RUN, _METRIC, _RANK, _ATTEMPT, _STEP, _column("value", "DOUBLE", "the value", "see metrics.unit")),
+    ),
+    Table(
+        "reductions",
+        "parts",
+        "Metrics of streams whose ranks combine otherwise than `metrics.reduction` says: a sharded model's, of which "
+        "each rank has a part. A row may stand twice.",
+        ("run", "metric", "rank", "attempt"),
+        (
+            _RUN,
+            _METRIC,
+            _RANK,
+            _ATTEMPT,
+            _column("reduction", "VARCHAR", "mean, sum, max, l2 (root of the sum of squares), rms (root mean square)"),
+            _column("weight", "VARCHAR", "tag of the metric that weighs each rank's value; NULL where nothing does"),
+        ),
     ),
     Table(
         "epochs",
@@ -284,6 +300,10 @@ TABLES: Final[tuple[Table, ...]] = (
 #: Views that are derived from the tables.
 DERIVED_VIEWS: Final[dict[str, str]] = {
     "points_current": "points without abandoned branches: for each step of a run, metric and rank the latest attempt",
+    "points_over_ranks": "the ranks of a step as one, from points_current: run, metric, step, ranks (how many have a "
+    "value), reduction, value (combined by it), vmin and vmax over ranks, rank_min and rank_max (which they are), and "
+    "n_nonfinite. What is not finite is left out of means and extremes, and makes sums and norms so. Where fewer ranks "
+    "than usual have spoken yet, a sum or norm is of those",
 }
 
 TABLE: Final[dict[str, Table]] = {table.name: table for table in TABLES}

@@ -163,9 +163,9 @@ def test_any_name_is_a_metric(store, tmp_path, name):
 def test_metrics_say_what_the_catalogue_of_metrics_says(store, tmp_path):
     store.commit(batch(block(stream(), ("val/acc", "train/gradients/layer1", "mine"), (0,))), {})
     assert ask(tmp_path, "select * from metrics order by metric") == [
-        ("mine", "mine", "scalar", None, "", None),
-        ("train/gradients/layer1", "gradient norm of a block", "scalar", "layer1", "", None),
-        ("val/acc", "validation accuracy", "scalar", None, "fraction", "higher"),
+        ("mine", "mine", "scalar", None, "", None, "mean"),
+        ("train/gradients/layer1", "gradient norm of a block", "scalar", "layer1", "", None, "mean"),
+        ("val/acc", "validation accuracy", "scalar", None, "fraction", "higher", "mean"),
     ]
 
 

@@ -120,11 +120,13 @@ def _enter_start_step(draft: Draft, block: ScalarBlock) -> None:
 
 def _enter_metric(draft: Draft, tag: str, kind: str, declared: Mapping[str, catalog.Metric]) -> None:
     stored = clean(tag)
-    if draft.get("metrics", stored) is not None:
+    before = draft.get("metrics", stored)
+    if before is not None and before["reduction"] is not None:
         return
     known = declared.get(tag) or catalog.find(tag)
     row: Row = {"metric": stored, "name": known.name if known else stored, "kind": kind, "block": catalog.block_of(tag)}
-    draft.put("metrics", row | {"unit": known.unit if known else "", "better": known.better if known else None})
+    row |= {"unit": known.unit if known else "", "better": known.better if known else None}
+    draft.put("metrics", row | {"reduction": known.reduction if known else "mean"})
 
 
 def _enter_item(draft: Draft, item: Item, declared: Mapping[str, catalog.Metric]) -> None:

@@ -136,8 +136,14 @@ def _check_version(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
 
 def _read(connection: duckdb.DuckDBPyConnection, table: Table) -> list[Row]:
     columns = [column.name for column in table.columns]
+    # A store that was written before a column came to be reads as if it were empty there.
+    there = {row[0] for row in connection.execute(f"describe {identifier(table.name)}").fetchall()}
     selected = ", ".join(
-        f"epoch_us({identifier(column.name)})" if column.type == "TIMESTAMP" else identifier(column.name)
+        "null"
+        if column.name not in there
+        else f"epoch_us({identifier(column.name)})"
+        if column.type == "TIMESTAMP"
+        else identifier(column.name)
         for column in table.columns
     )
     found: list[tuple[Any, ...]] = connection.execute(f"select {selected} from {identifier(table.name)}").fetchall()  # noqa: S608

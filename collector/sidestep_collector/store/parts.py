@@ -10,7 +10,7 @@ from typing import Final
 import duckdb
 
 from sidestep_collector.blocks import Batch
-from sidestep_collector.store import columns, items, rows
+from sidestep_collector.store import columns, items, over_ranks, rows
 from sidestep_collector.store.columns import Columns
 from sidestep_collector.store.folder import PARTS, SPILL, remove, sync
 from sidestep_collector.store.records import Part
@@ -112,6 +112,9 @@ def _sources(batch: Batch) -> Iterator[tuple[str, Columns | str]]:
     aggregates = [row for row in batch.epochs if row.names]
     if aggregates:
         yield "epochs", columns.epochs(aggregates)
+    said = over_ranks.rows(batch.key_sets)
+    if said:
+        yield "reductions", rows.dump(said)
     for table, portion in items.rows(batch.items):
         yield table, rows.dump(portion)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from sidestep_collector.store.over_ranks import POINTS_OVER_RANKS
 from sidestep_collector.store.text import identifier, quoted
 from sidestep_schemas.tables import DERIVED_VIEWS, TABLE, TABLES, Table
 
@@ -63,7 +64,7 @@ where not exists (
         and q.run = p.run and q.metric = p.metric and q.rank = p.rank and q.step = p.step
 )"""
 
-_DERIVED: Final = {"points_current": _POINTS_CURRENT}
+_DERIVED: Final = {"points_current": _POINTS_CURRENT, "points_over_ranks": POINTS_OVER_RANKS}
 assert _DERIVED.keys() == DERIVED_VIEWS.keys(), "each derived view that is declared has its query here"
 
 
