@@ -14,7 +14,7 @@ from support.watched import batch, offline, small_net, take_step
 from torch import Tensor, nn
 
 import sidestep
-from sidestep.probes import activations, inputs, logits, timing
+from sidestep.probes import activations, logits, timing
 
 __all__ = ["offline"]
 
@@ -51,11 +51,16 @@ def test_outputs_of_layers_are_those_of_a_plain_computation(offline: dict[str, A
         for what, number in (
             ("rms", lambda x: float(x.double().square().mean().sqrt())),
             ("absmax", lambda x: float(x.abs().max())),
+            ("std", lambda x: float(x.double().std(correction=0))),
+            ("kurtosis", lambda x: float(x.double().pow(4).mean() / x.double().square().mean().square())),
             ("zero_share", lambda x: float((x == 0).double().mean())),
         ):
             expected = {step: number(seen[step][name]) for step in (1, 2)}
             tag = f"train/activations/{name}/{what}"
             assert read_scalars(offline["dir"], tag) == pytest.approx(expected, rel=1e-5), tag
+    massive = {step: float(seen[step]["2"].abs().max() / seen[step]["2"].abs().median()) for step in (1, 2)}
+    assert read_scalars(offline["dir"], "train/activations/2/massive_ratio") == pytest.approx(massive, rel=1e-5)
+    assert "train/activations/1/massive_ratio" not in read_tags(offline["dir"])
     dead = {step: float((seen[step]["1"] == 0).all(0).double().mean()) for step in (1, 2)}
     assert read_scalars(offline["dir"], "train/activations/1/dead_share") == pytest.approx(dead)
     assert min(dead.values()) >= 3 / 16
@@ -122,28 +127,15 @@ def test_saturation_is_nearness_to_an_end_of_the_range(module: nn.Module, value:
     assert activations.measure(module, output)["saturated_share"].item() == 0.5
 
 
-# --- inputs ------------------------------------------------------------------------------------------------------
+def test_a_rectifier_with_an_upper_end_is_saturated_there_alone() -> None:
+    found = activations.measure(nn.ReLU6(), torch.tensor([[0.0, 0.0, 3.0, 6.0]]))
+    assert found["saturated_share"].item() == 0.25
+    assert found["dead_share"].item() == 0.5
 
 
-def test_mean_spread_and_fingerprint_of_a_batch(offline: dict[str, Any]) -> None:
-    model = network()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    run = sidestep.watch(model, optimizer, probes={"inputs": 1}, **offline)
-    for step in (0, 7, 8, 7):
-        take_step(model, optimizer, step)
-    run.finish(timeout=0)
-    whole = batch(8).double()
-    numbers = [float(whole.mean()), float(whole.std(correction=0)), float(whole.abs().max())]
-    for tag, number in zip(inputs.TAGS, numbers, strict=False):
-        assert read_scalars(offline["dir"], tag)[2] == pytest.approx(number, rel=1e-5), tag
-    prints = read_scalars(offline["dir"], "train/input/fingerprint")
-    assert prints[1] == prints[3] != prints[2]
-
-
-def test_a_fingerprint_knows_the_order_of_a_batch() -> None:
-    rows = torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    prints = {inputs.measure(each)[3].item() for each in (rows, rows.flip(0), rows.roll(1, 0), rows * 1.01)}
-    assert len(prints) == 4
+def test_an_output_of_zeros_alone_has_no_massive_ratio() -> None:
+    found = activations.measure(nn.Linear(1, 1), torch.zeros(8, 8))
+    assert found["massive_ratio"].item() == found["std"].item() == 0.0
 
 
 # --- logits ------------------------------------------------------------------------------------------------------
@@ -272,7 +264,9 @@ def test_with_every_probe_training_is_the_same_bit_for_bit(offline: dict[str, An
         )
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
         if watched:
-            probes = dict.fromkeys(("activations", "inputs", "logits", "weights", "moments", "time", "memory"), 1)
+            probes = dict.fromkeys(
+                ("activations", "attention", "data", "logits", "weights", "moments", "time", "memory"), 1
+            )
             gradients = {"every": 1, "parameters": True}
             sidestep.watch(model, optimizer, every=1, probes={**probes, "gradients": gradients}, **offline)
         for step in range(20):

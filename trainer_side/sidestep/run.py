@@ -76,6 +76,7 @@ class Run:
         self._is_finishing = False
         self._failure: str | None = None
         self._at_finish: list[Callable[[], None]] = []
+        self._at_batch: list[Callable[[Any, Any, str], None]] = []
         self._config = LoggedConfig(_initial(config), self._log_config)
 
     # --- what it is --------------------------------------------------------------------------------------
@@ -249,6 +250,20 @@ class Run:
         """Count something that cannot be done, and say it once; raises in strict mode."""
         self._complaints.add(kind, subject, message)
 
+    def batch(self, inputs: Any = None, labels: Any = None, *, split: str = "train") -> None:
+        """Show the probes `data` and `logits` a batch where they cannot see it themselves; otherwise does nothing.
+
+        They see what the model is called with, and labels in calls of `F.cross_entropy` and `F.nll_loss`. Not seen
+        are the labels of a loss of one's own and what is compiled, and samples before they were augmented.
+
+        Args:
+            inputs: tensor of shape (samples, ...).
+            labels: integer tensor, one or more for each sample.
+            split: "train" or "val".
+        """
+        for look in self._at_batch:
+            self._guarded(lambda look=look: look(inputs, labels, split))
+
     # --- other things ------------------------------------------------------------------------------------
 
     def image(self, name: str, image: Any, *, step: int | None = None, split: str | None = None) -> None:
@@ -267,6 +282,7 @@ class Run:
         counts: Any = None,
         edges: Any = None,
         step: int | None = None,
+        epoch: float | None = None,
         split: str | None = None,
     ) -> None:
         """Record a histogram: of `values`, or one that was counted already (`counts`, `edges`)."""
@@ -275,17 +291,19 @@ class Run:
             if (values is None) == (counts is None):
                 raise UsageError("histogram() takes either values, or counts with edges")
             pair = snapshot.counted_histogram(counts, edges) if values is None else snapshot.histogram(values, bins)
-            self._append_item(KIND_FIGURE, step, "histogram", tag_of(name, split), *pair)
+            self._append_item(KIND_FIGURE, step, "histogram", tag_of(name, split), *pair, epoch=epoch)
 
         self._guarded(append)
 
-    def tensor(self, name: str, value: Any, *, step: int | None = None, split: str | None = None) -> None:
+    def tensor(
+        self, name: str, value: Any, *, step: int | None = None, epoch: float | None = None, split: str | None = None
+    ) -> None:
         """Record a small array or tensor with its type and shape; at most about 16 MB."""
         step = self._step if step is None else step  # on a device it arrives later
 
         def append(host: Any) -> None:
             raw = snapshot.raw_tensor(host)
-            self._append_item(KIND_TENSOR, step, tag_of(name, split), raw.dtype, raw.shape, raw.data)
+            self._append_item(KIND_TENSOR, step, tag_of(name, split), raw.dtype, raw.shape, raw.data, epoch=epoch)
 
         if self._journal is not None and snapshot.is_on_device(value):
             self._guarded(lambda: self._mailbox.post(value.detach(), append))
@@ -377,6 +395,10 @@ class Run:
         """Have something called before the run ends: removing hooks, say."""
         self._at_finish.append(call)
 
+    def at_batch(self, call: Callable[[Any, Any, str], None]) -> None:
+        """Have something called with the inputs, labels and split of each batch that a script shows."""
+        self._at_batch.append(call)
+
     def turn_off(self) -> None:
         """Make every further call do nothing: said in a forked child, whose journal belongs to its parent."""
         self._journal = None
@@ -414,8 +436,9 @@ class Run:
         key = KeySetKey(split, tier, DTYPE_FLOAT32, tuple(device))
         self._mailbox.post(stacked, lambda host: self._recorder.scalars(at, key, host.tolist()))
 
-    def _append_item(self, kind: int, step: int | None, *fields: Any) -> None:
-        at = (time.time_ns(), self._step if step is None else int(step), self._epoch)
+    def _append_item(self, kind: int, step: int | None, *fields: Any, epoch: float | None = None) -> None:
+        epoch = self._epoch if epoch is None else float(epoch)
+        at = (time.time_ns(), self._step if step is None else int(step), epoch)
         self._recorder.item(kind, at, *fields)
 
     def _event(self, event: str, details: Mapping[str, Any], step: int | None = None) -> None:

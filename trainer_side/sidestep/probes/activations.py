@@ -1,4 +1,4 @@
-"""What modules put out: size, zeros, dead units, saturation. Hooks hang on them in sampled steps alone.
+"""What modules put out: size, spread, outliers, zeros, dead units, saturation. Hooks hang on them in sampled steps.
 
 Looked at are modules without children of the kinds that make or shape activations, at most `modules` of them, chosen
 evenly from first to last; of each its first output of a step. In a model that is compiled nothing is seen.
@@ -15,16 +15,20 @@ from torch import Tensor, nn
 from sidestep.blocks import local
 from sidestep.probes.norms import gathered
 from sidestep.probes.protocol import Probe
+from sidestep.probes.sample import stride_of, strided
 
 TAGS: Final = (
     "train/activations/<module>/rms",
     "train/activations/<module>/absmax",
+    "train/activations/<module>/std",
+    "train/activations/<module>/kurtosis",
+    "train/activations/<module>/massive_ratio",
     "train/activations/<module>/zero_share",
     "train/activations/<module>/dead_share",
     "train/activations/<module>/saturated_share",
 )
 
-_RECTIFIERS: Final = (nn.ReLU, nn.ReLU6, nn.Threshold, nn.Hardtanh, nn.Hardswish)
+_RECTIFIERS: Final = (nn.ReLU, nn.ReLU6, nn.Threshold, nn.Hardswish)
 _SQUASHERS: Final = (nn.Tanh, nn.Sigmoid, nn.Hardtanh, nn.Hardsigmoid, nn.Softsign)
 _OTHERS: Final = (
     *(nn.GELU, nn.SiLU, nn.ELU, nn.LeakyReLU, nn.PReLU, nn.Mish, nn.Softplus),
@@ -34,6 +38,8 @@ _OTHERS: Final = (
 _KINDS: Final = (*_RECTIFIERS, *_SQUASHERS, *_OTHERS)
 #: An output is saturated within this share of its range from an end of it.
 _EDGE: Final = 0.01
+#: Numbers of an output that its median is taken of.
+_SAMPLE: Final = 4096
 
 
 class ActivationProbe(Probe):
@@ -114,21 +120,29 @@ def chosen(model: nn.Module, most: int) -> list[tuple[str, nn.Module]]:
 
 
 def measure(module: nn.Module, output: Tensor) -> dict[str, Tensor]:
-    """Numbers of an output by the last part of their tag, each a tensor of no dimension.
+    """Numbers of an output by the last part of their tag, each a tensor of no dimension. None needs a copy of it.
 
     A unit is an index of the last dimension of an output with up to three, else of the second; it is dead where it
-    is zero for the whole batch. Dead units are those of modules that put out exact zeros, saturation that of
-    modules whose range has an end.
+    is zero for the whole batch. Kurtosis is E[x⁴] / E[x²]², about zero, and 3 of normal numbers around it; the massive
+    ratio max |x| / median |x| (Sun et al. 2024). Dead units are those of modules that put out exact zeros, of which
+    there is no massive ratio; saturation is that of modules whose range has an end.
     """
     size = output.numel()
-    norm = torch.linalg.vector_norm(output, dtype=torch.promote_types(output.dtype, torch.float32))
+    wide = torch.promote_types(output.dtype, torch.float32)
+    rms = torch.linalg.vector_norm(output, dtype=wide) / size**0.5
     least, largest = torch.aminmax(output)
+    absmax = torch.maximum(-least, largest)
     found = {
-        "rms": norm / size**0.5,
-        "absmax": torch.maximum(-least, largest),
+        "rms": rms,
+        "absmax": absmax,
+        "std": (rms.square() - output.mean(dtype=wide).square()).clamp(min=0).sqrt(),
+        "kurtosis": (torch.linalg.vector_norm(output, 4, dtype=wide) / (size**0.25 * rms)) ** 4,
         "zero_share": 1 - output.count_nonzero() / size,
     }
-    if isinstance(module, _RECTIFIERS):
+    if not isinstance(module, _RECTIFIERS):
+        median = strided(output, stride_of(size, _SAMPLE)).abs().median()
+        found["massive_ratio"] = torch.where(median > 0, absmax / median, 0.0)
+    else:
         found["dead_share"] = _dead_share(output)
     if isinstance(module, _SQUASHERS):
         found["saturated_share"] = _saturated_share(module, output)
@@ -149,4 +163,6 @@ def _saturated_share(module: nn.Module, output: Tensor) -> Tensor:
     elif isinstance(module, nn.Hardtanh):
         low, high = module.min_val, module.max_val
     edge = _EDGE * (high - low) / 2
+    if isinstance(module, nn.ReLU6):  # its lower end is where it is off, not where it is saturated
+        return (output > high - edge).float().mean()
     return ((output < low + edge) | (output > high - edge)).float().mean()

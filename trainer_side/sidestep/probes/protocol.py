@@ -44,6 +44,7 @@ from torch.optim import Optimizer
 
 from sidestep.blocks import Blocks, local, unwrapped
 from sidestep.probes.calls import Calls, Hook
+from sidestep.probes.labels import Labels
 from sidestep.probes.norms import Placed
 from sidestep.probes.sharding import Sharding
 from sidestep.run import Run
@@ -82,6 +83,7 @@ class Watched:
         self.norm_before_clip: tuple[int, Tensor] | None = None
         self.switch_off: Callable[[Probe, str, Exception], None] | None = None
         self._calls: Calls | None = None
+        self._labels: Labels | None = None
 
     @property
     def inner(self) -> nn.Module:
@@ -96,6 +98,14 @@ class Watched:
             remove = self.model.register_forward_pre_hook(self._calls, with_kwargs=True).remove
             self.run.at_finish(remove)
         return self._calls
+
+    @property
+    def labels(self) -> Labels:
+        """Labels of the batches, for those that listen."""
+        if self._labels is None:
+            labels = self._labels = Labels(self.model)
+            self.run.at_batch(lambda _, given, split: labels.told(given, split))
+        return self._labels
 
 
 class Part:

@@ -20,7 +20,8 @@ BUILT_IN: Final = {
     "weights": ("sidestep.probes.weights", "WeightProbe"),
     "moments": ("sidestep.probes.moments", "MomentProbe"),
     "activations": ("sidestep.probes.activations", "ActivationProbe"),
-    "inputs": ("sidestep.probes.inputs", "InputProbe"),
+    "attention": ("sidestep.probes.attention", "AttentionProbe"),
+    "data": ("sidestep.probes.data", "DataProbe"),
     "logits": ("sidestep.probes.logits", "LogitProbe"),
     "features": ("sidestep.probes.features", "FeatureProbe"),
     "throughput": ("sidestep.probes.throughput", "Throughput"),
@@ -34,7 +35,7 @@ BUILT_IN: Final = {
 }
 #: Those of a `watch` that names none.
 DEFAULTS: Final = (
-    *("clipping", "optimizer", "gradients", "updates", "weights", "moments", "activations"),
+    *("clipping", "optimizer", "gradients", "updates", "weights", "moments", "activations", "attention"),
     *("throughput", "ema", "time", "memory", "system", "checkpoints"),
 )
 GROUP: Final = "sidestep.probes"
