@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, cast
@@ -247,6 +248,30 @@ def demo(folder: str | None, epochs: int, *, as_json: bool) -> int:
             raise MissingExtraError(f"the demo trains with {name}, which is not installed: pip install {package}")
     command = (sys.executable, str(_demo_script()), "--epochs", str(epochs))
     return run_beside(data_dir(folder), command, {}, as_json=as_json)
+
+
+@cli.command("check-transforms")
+@click.option("--json", "as_json", is_flag=True, help="print one JSON document")
+@click.argument("train")
+@click.argument("val")
+def check_transforms(train: str, val: str, *, as_json: bool) -> int:
+    """See whether TRAIN and VAL, each a dataset as module:name or path.py:name, share what they must not.
+
+    One dataset object for both, one transform, augmented validation, other scales, samples in both, other classes. The
+    name may be a dataset, a loader, or a function without arguments that gives one. Ends with 1 where something is
+    wrong.
+    """
+    from sidestep import transforms  # noqa: PLC0415 - loaded when asked for
+
+    checks = transforms.check(transforms.load(train), transforms.load(val))
+    if as_json:
+        click.echo(json.dumps([asdict(check) for check in checks]))
+    else:
+        for check in checks:
+            click.echo(f"{check.severity:8}  {check.name}: {check.seen}")
+            if check.change:
+                click.echo(f"          {check.change}")
+    return 1 if any(check.severity in {"warning", "critical"} for check in checks) else 0
 
 
 def _collector_of(root: Path, *, start: bool) -> str:
