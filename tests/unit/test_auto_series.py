@@ -11,7 +11,7 @@ import torch
 
 from sidestep.auto.losses import Losses
 from sidestep.auto.patching import Faults
-from sidestep.auto.series import STEPS_TOGETHER, Series
+from sidestep.series import STEPS_TOGETHER, Series
 
 
 class FakeRun:

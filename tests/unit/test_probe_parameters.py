@@ -214,7 +214,7 @@ def test_the_scale_of_mixed_precision(offline: dict[str, Any]) -> None:
         scaler.step(optimizer)
         scaler.update()
     run.finish(timeout=0)
-    assert read_scalars(offline["dir"], "train/amp/scale") == {0: 1024.0, 1: 2048.0, 2: 4096.0}
+    assert read_scalars(offline["dir"], "train/amp/scale") == {0: 2048.0, 1: 4096.0, 2: 8192.0}
 
 
 def test_forward_passes_of_a_step_are_counted(offline: dict[str, Any]) -> None:

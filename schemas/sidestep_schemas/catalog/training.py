@@ -331,7 +331,7 @@ METRICS: Final[tuple[Metric, ...]] = (
         "loss scale",
         "",
         TIER_STEP,
-        "What a GradScaler multiplies the loss by; it is halved when gradients are infinite.",
+        "What a GradScaler multiplies the loss by after the step; it is halved when gradients are infinite.",
         None,
         "max",
     ),

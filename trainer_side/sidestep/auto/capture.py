@@ -55,11 +55,14 @@ class Capture:
         self._loaders = Loaders(faults, self._is_on, self._end_pass)
         self._predictions = Predictions(faults, self._is_on, self._is_sampled, self._is_training, self._loaders)
         self._clipping = Clipping(faults, self._is_on)
-        self._scaling = Scaling(faults, self._live_run, lambda: self.steps, self._drop)
+        self._scaling = Scaling(faults, lambda: self.run is not None, lambda: self.steps, self._drop)
+        self._updates = Updates(faults, lambda: self.is_on and self._losses.is_waiting, lambda: self.steps > 0)
 
     def install(self) -> None:
         """See torch's functions, and every optimizer's steps."""
-        for part in (self._losses, self._loaders, self._predictions, self._clipping, self._scaling):
+        for part in (
+            self._losses, self._loaders, self._predictions, self._clipping, self._scaling, self._updates,
+        ):  # fmt: skip
             part.install()
         SAVES.install(stays=True)  # now, so that scripts which import `save` by its name are seen; told by the probe
         register_optimizer_step_pre_hook(self._before_step)
@@ -76,9 +79,6 @@ class Capture:
 
     def _is_on(self) -> bool:
         return self.is_on
-
-    def _live_run(self) -> Run | None:
-        return self.run
 
     def _is_sampled(self) -> bool:
         return self.run is None or (self.run.step + 1) % self._every == 0
@@ -184,7 +184,6 @@ class Capture:
         self._end_validation(run)
         self._loaders.flush()
         self._losses.flush()
-        self._scaling.flush()
         self.turn_off()
 
     def _after_fork(self) -> None:

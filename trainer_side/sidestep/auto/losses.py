@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from sidestep.auto.patching import Faults, wrap
-from sidestep.auto.series import Series
 from sidestep.run import Run
+from sidestep.series import Series
 from sidestep.tracing import is_in_backward, is_plain
 
 TAG: Final = "train/loss_total"

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Final, NamedTuple
 
 from sidestep.probes.protocol import Probe, Watched
 from sidestep.run import Run
+from sidestep.wrapping import Wrappings
 
 TAGS: Final = ("checkpoint_size_mb", "perf/checkpoint_time_sec")
 
@@ -61,7 +62,7 @@ class Saves:
     def __init__(self) -> None:
         self.listener: Callable[[Any, int | None, float], None] | None = None
         self.seconds: float | None = None
-        self._wrapped: list[tuple[Any, str, Any, Any]] = []
+        self._wrappings = Wrappings()
         self._stays = False
         self._within = threading.local()
         self._folders = 0
@@ -71,23 +72,12 @@ class Saves:
         self._stays = self._stays or stays
         for writer in WRITERS:
             places = [sys.modules[name] for name in (writer.module, *writer.others) if name in sys.modules]
-            original = getattr(places[0], writer.name, None) if places else None
-            if original is None or hasattr(original, "__sidestep__"):
-                continue
-            wrapper = self._around(original, writer)
-            for place in places:
-                if getattr(place, writer.name, None) is original:
-                    setattr(place, writer.name, wrapper)
-                    self._wrapped.append((place, writer.name, wrapper, original))
+            self._wrappings.wrap(places, writer.name, functools.partial(self._around, writer))
 
     def remove(self) -> None:
         """Put the writers back, unless they are to stay, or were wrapped anew by somebody else."""
-        if self._stays:
-            return
-        for place, name, wrapper, original in self._wrapped:
-            if getattr(place, name, None) is wrapper:
-                setattr(place, name, original)
-        self._wrapped = []
+        if not self._stays:
+            self._wrappings.remove()
 
     def take_seconds(self) -> float:
         """What was added up since the last call."""
@@ -100,10 +90,9 @@ class Saves:
         elif self.listener is not None:
             self.listener(target, before, seconds)
 
-    def _around(self, original: Callable[..., Any], writer: Writer) -> Callable[..., Any]:
+    def _around(self, writer: Writer, original: Callable[..., Any]) -> Callable[..., Any]:
         is_folder = writer.keyword == "checkpoint_id"
 
-        @functools.wraps(original)
         def save(*args: Any, **kwargs: Any) -> Any:
             if self.listener is None or self._folders or getattr(self._within, "yes", False):
                 return original(*args, **kwargs)
@@ -120,11 +109,7 @@ class Saves:
             self._tell(target, before, time.perf_counter() - began)
             return result
 
-        wrapper: Any = save
-        wrapper.__sidestep__ = True
-        # `torch.jit.script` compiles a function from its source and what it refers to: have it take the original.
-        wrapper.__dict__ |= {"__script_if_tracing_wrapper": True, "__original_fn": original}
-        return wrapper
+        return save
 
 
 def _target(writer: Writer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

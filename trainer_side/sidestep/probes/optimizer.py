@@ -1,4 +1,4 @@
-"""Settings of the optimizer: rates of each parameter group, momentum, and the scale of mixed precision."""
+"""Settings of the optimizer: rates of each parameter group, momentum."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ TAGS: Final = (
     "train/wd_<group>",
     "train/optimizer/momentum",
     "train/optimizer/beta2",
-    "train/amp/scale",
 )
 
 _SOURCES: Final = {"lr": "train/lr", "weight_decay": "train/wd"}
@@ -35,14 +34,6 @@ class OptimizerProbe(Probe):
         """Record them, of all optimizers."""
         groups = [group for optimizer in self.watched.optimizers for group in optimizer.param_groups]
         report(self.run, groups, step)
-        scale = self._scale()
-        if scale is not None:
-            self.run.record(TAGS[6:], scale, step=step)
-
-    def _scale(self) -> Any:
-        # `get_scale` would wait for the device; the tensor it reads has no public name.
-        scale = getattr(self.watched.extras.get("scaler"), "_scale", None)
-        return None if scale is None else scale.detach().clone().reshape(1)
 
 
 def report(run: Run, groups: Sequence[Mapping[str, Any]], step: int) -> None:

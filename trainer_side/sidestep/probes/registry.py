@@ -14,6 +14,7 @@ from sidestep.probes.protocol import Probe
 BUILT_IN: Final = {
     "clipping": ("sidestep.probes.clipping", "Clipping"),
     "optimizer": ("sidestep.probes.optimizer", "OptimizerProbe"),
+    "amp": ("sidestep.probes.amp", "AmpProbe"),
     "gradients": ("sidestep.probes.gradients", "GradientProbe"),
     "updates": ("sidestep.probes.updates", "UpdateProbe"),
     "effectiveness": ("sidestep.probes.effectiveness", "EffectivenessProbe"),
@@ -35,7 +36,7 @@ BUILT_IN: Final = {
 }
 #: Those of a `watch` that names none.
 DEFAULTS: Final = (
-    *("clipping", "optimizer", "gradients", "updates", "weights", "moments", "activations", "attention"),
+    *("clipping", "optimizer", "amp", "gradients", "updates", "weights", "moments", "activations", "attention"),
     *("throughput", "ema", "time", "memory", "system", "checkpoints"),
 )
 GROUP: Final = "sidestep.probes"
