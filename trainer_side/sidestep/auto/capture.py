@@ -17,6 +17,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 import sidestep
 from sidestep import start
 from sidestep.auto import naming, owners, report
+from sidestep.auto.by_hand import WITHOUT, ByHand, Updates
 from sidestep.auto.clipping import Clipping
 from sidestep.auto.loaders import Loaders, Pass
 from sidestep.auto.losses import Losses
@@ -24,7 +25,9 @@ from sidestep.auto.patching import FAULTS_MAX, Faults, hide_wrappers
 from sidestep.auto.predictions import Predictions
 from sidestep.auto.scaling import Scaling
 from sidestep.probes.checkpoints import SAVES
+from sidestep.probes.registry import Setting
 from sidestep.run import Run
+from sidestep.steps import Nesting
 
 _LATER: Final = "what it trains is not captured; a script that trains several times calls sidestep.watch itself"
 
@@ -48,6 +51,7 @@ class Capture:
         self._parsed = parsed
         self._every = naming.every()
         self._numbers: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
+        self._nesting: weakref.WeakKeyDictionary[Optimizer, Nesting] = weakref.WeakKeyDictionary()
         self._roots: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self._is_foreign = False
         faults = self.faults = Faults()
@@ -87,7 +91,7 @@ class Capture:
         return any(root.training for root in self._roots)
 
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not self.is_on:
+        if not self.is_on or not self._nesting.setdefault(optimizer, Nesting()).enters(optimizer):
             return
         if self.faults.count > FAULTS_MAX or (self.run is not None and not self.run.is_live):
             self.turn_off()
@@ -99,8 +103,10 @@ class Capture:
             self.faults.guard(self._begin_step, self.run, optimizer, has_closure)
 
     def _after_step(self, optimizer: Optimizer, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
+        if not self.is_on or not self._nesting.setdefault(optimizer, Nesting()).leaves(optimizer):
+            return
         self.steps += 1
-        if self.is_on and self.run is not None:
+        if self.run is not None:
             self.faults.guard(self._end_step, self.run, optimizer)
 
     def _try_to_begin(self, optimizer: Optimizer, has_closure: bool) -> None:
@@ -120,7 +126,8 @@ class Capture:
         found = owners.find_owners(optimizers)
         model = owners.as_model(found, optimizers)
         named = naming.init_arguments(self._parsed)
-        run = sidestep.watch(model, optimizers, every=self._every, **named)
+        probes: dict[str, Setting] | None = dict.fromkeys(WITHOUT, False) if isinstance(optimizer, ByHand) else None
+        run = sidestep.watch(model, optimizers, every=self._every, probes=probes, **named)
         if run.is_off:
             self.turn_off()
             return

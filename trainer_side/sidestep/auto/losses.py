@@ -47,6 +47,11 @@ class Losses:
         wrap(torch.autograd, "backward", self._around_backward)
         wrap(torch.amp.GradScaler, "scale", self._around_scale)
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether there is a loss that no step has followed yet."""
+        return self._count > 0
+
     def begin_step(self, *, has_closure: bool) -> None:
         """A step begins; of the losses that a closure gives within it, the first counts."""
         self._in_closure = has_closure

@@ -56,7 +56,7 @@ def find_optimizers(stepping: Optimizer) -> list[Optimizer]:
     """All optimizers that step parameters of their own; the one that steps first counts the steps."""
     found = [stepping]
     taken = {id(parameter) for parameter in parameters_of(stepping)}
-    for other in _alive(Optimizer):
+    for other in alive(Optimizer):
         own = {id(parameter) for parameter in parameters_of(other)} if _is_whole(other) else set[int]()
         # Another one of the same parameters was made and left behind, or takes turns: it is not a second part.
         if other is not stepping and own and not own & taken:
@@ -101,7 +101,7 @@ def has_gradient(optimizer: Optimizer) -> bool:
 
 
 def _outermost() -> list[nn.Module]:
-    modules = [module for module in _alive(nn.Module) if "_modules" in module.__dict__]
+    modules = [module for module in alive(nn.Module) if "_modules" in module.__dict__]
     inner = {id(child) for module in modules for child in module.__dict__["_modules"].values()}
     return [
         module
@@ -110,7 +110,8 @@ def _outermost() -> list[nn.Module]:
     ]
 
 
-def _alive(kind: type[Any]) -> list[Any]:
+def alive(kind: type[Any]) -> list[Any]:
+    """All objects of a type."""
     # By type(): isinstance() asks an object for its __class__, which lazy objects answer by coming into being.
     return [entry for entry in gc.get_objects() if issubclass(type(entry), kind)]
 

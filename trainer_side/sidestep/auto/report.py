@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from torch.optim import Optimizer
 
+from sidestep.auto.by_hand import ByHand
 from sidestep.auto.loaders import Pass
 from sidestep.auto.owners import Owner, parameters_of
 from sidestep.run import Run
@@ -34,6 +35,8 @@ def model_line(owners: Sequence[Owner], optimizers: Sequence[Optimizer]) -> str:
 
 def optimizer_line(optimizers: Sequence[Optimizer]) -> str:
     """Classes and learning rates."""
+    if isinstance(optimizers[0], ByHand):
+        return "none: the script updates weights itself; its steps are seen where it calls zero_grad()"
     return ", ".join(f"{type(one).__name__} (lr {_rate(one)})" for one in optimizers)
 
 
