@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import weakref
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 
 import torch
-from torch import nn
+from torch import nn, serialization
 from torch.jit import _recursive as scripting
 
 _CORE: Final[Any] = torch._C  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - torch has no public names
 _HOOKS: Final = ("_forward_hooks", "_forward_pre_hooks")
+
+_watched: list[weakref.ref[nn.Module]] = []
 
 
 def is_plain() -> bool:
@@ -28,23 +32,38 @@ def is_in_backward() -> bool:
     return _CORE._current_graph_task_id() != -1  # noqa: SLF001
 
 
-def hide_from_script(kinds: tuple[type, ...]) -> None:
-    """Have `torch.jit.script` find no hooks of these types on modules: it would compile them, and fail.
+def hide_hooks(model: nn.Module, kinds: tuple[type, ...]) -> None:
+    """Have `torch.jit.script` and `torch.save` find no hooks of these types on a model.
+
+    The one would compile them, and fail. What the other writes could be read only where sidestep is, and not at all
+    with `weights_only`.
 
     Args:
+        model: a watched model.
         kinds: types of our hooks.
     """
-    original = scripting.create_script_module
-    if hasattr(original, "__sidestep__"):
+    _watched[:] = [known for known in _watched if known() is not None]
+    _watched.append(weakref.ref(model))
+    _hide_in(scripting, "create_script_module", kinds, lambda given: [given])
+    for name in ("_save", "_legacy_save"):
+        _hide_in(serialization, name, kinds, lambda _: [known for each in _watched if (known := each()) is not None])
+
+
+def _hide_in(owner: Any, name: str, kinds: tuple[type, ...], models: Callable[[Any], list[nn.Module]]) -> None:
+    original = getattr(owner, name, None)
+    if original is None or hasattr(original, "__sidestep__"):
         return
 
-    def create_script_module(nn_module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        with _without(nn_module, kinds):
-            return original(nn_module, *args, **kwargs)
+    @functools.wraps(original)
+    def call(given: Any, *args: Any, **kwargs: Any) -> Any:
+        with ExitStack() as stack:
+            for model in models(given):
+                stack.enter_context(_without(model, kinds))
+            return original(given, *args, **kwargs)
 
-    wrapper: Any = create_script_module
+    wrapper: Any = call
     wrapper.__sidestep__ = True
-    scripting.create_script_module = wrapper
+    setattr(owner, name, wrapper)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from sidestep.probes.registry import Given, chosen
 from sidestep.run import Run
 from sidestep.sampling import Sampling
 from sidestep.steps import Nesting
-from sidestep.tracing import hide_from_script
+from sidestep.tracing import hide_hooks
 
 _watched: weakref.WeakSet[Run] = weakref.WeakSet()
 
@@ -161,7 +161,7 @@ class _Watch:
         self._open_step: int | None = None
         self._expected: int | None = None
         self._handles = [(member, handle) for member in self._members for handle in self._hook(member)]
-        hide_from_script((Calls, Hook))
+        hide_hooks(watched.model, (Calls, Hook))
         self._run.count_steps_by_optimizer()
         self._run.at_finish(self._remove)
         self._expect()
