@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 from sidestep_collector.aggregate.columns import Tally
+from sidestep_collector.aggregate.ranks import Kept
 from sidestep_collector.blocks import Stream
 
 #: Ended epochs of a stream that are kept for late records.
@@ -21,12 +22,15 @@ class EpochState:
 
     Attributes:
         tallies: by id of the key set; of restored rows by a negative number.
+        kept: values that are put together with those of other ranks when the epoch has ended.
         dirty: whether something is to be told about it since its last summary.
         stray: whether it is late data of a forgotten epoch: stored, but never summarised.
         begin_t_ns, end_t_ns: when the events said it began and ended; 0 for never.
     """
 
-    __slots__ = ("begin_t_ns", "dirty", "end_t_ns", "ended", "epoch", "global_step", "last_t_ns", "stray", "tallies")
+    __slots__ = (
+        *("begin_t_ns", "dirty", "end_t_ns", "ended", "epoch", "global_step", "kept", "last_t_ns", "stray", "tallies"),
+    )
 
     def __init__(self, epoch: int, *, stray: bool = False) -> None:
         self.epoch = epoch
@@ -34,6 +38,7 @@ class EpochState:
         self.ended = stray
         self.dirty = False
         self.tallies: dict[int, Tally] = {}
+        self.kept = Kept()
         self.global_step = -1
         self.last_t_ns = 0
         self.begin_t_ns = 0

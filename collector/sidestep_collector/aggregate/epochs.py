@@ -52,6 +52,7 @@ class _Run:
     clocks: dict[bytes, Clock] = field(default_factory=dict[bytes, Clock])
     started_t_ns: int = 0
     first_t_ns: int = 0
+    ranks: int = 1
 
 
 class _Part(NamedTuple):
@@ -87,6 +88,7 @@ class EpochAggregator:
             state = self._clock(row.stream).record(row.epoch)
             history = histories.get(row.stream.run)
             state.global_step, state.last_t_ns = (history.reached if history else {}).get(row.epoch, (-1, 0))
+            state.kept.is_whole = False
             tally = state.tallies[-1 - len(state.tallies)] = Tally(row.names)
             found = Moments(row.n, row.n_nonfinite, row.vmin, row.vmax, row.mean, row.m2)
             tally.restore(Columns(found, row.vfirst, row.vlast, row.first_seq, row.last_seq))
@@ -158,6 +160,7 @@ class EpochAggregator:
             for other in sorted(earlier, key=lambda other: other.stream.attempt)[: 1 - ATTEMPTS_KEPT]:
                 del run.clocks[other.stream.key]
             clock = run.clocks[stream.key] = Clock(stream)
+            run.ranks = max(run.ranks, stream.rank + 1)
         return clock
 
     def _note_start(self, stream: Stream, t_ns: int) -> None:
@@ -177,6 +180,8 @@ class EpochAggregator:
         if tally is None:
             tally = state.tallies[block.key_set.id] = Tally(block.key_set.names)
         tally.add(block.values[rows], int(seq[0]), int(seq[-1]))
+        are_several = self._runs[block.stream.run].ranks > 1
+        state.kept.add(block.key_set, block.step[rows], block.values[rows], are_several=are_several)
         state.saw(int(block.step[rows].max()), int(block.t_ns[rows].max()))
         self._touch(block.stream, state)
 
@@ -187,6 +192,8 @@ class EpochAggregator:
         if event.event == "start":
             run = self._runs[at.stream.run]
             run.started_t_ns = min(run.started_t_ns or at.t_ns, at.t_ns)
+            said: Any = event.details.get("world_size")
+            run.ranks = max(run.ranks, said if isinstance(said, int) else 1)
         elif event.event == "end":
             clock.finish()
             self._news[at.stream.run] = None

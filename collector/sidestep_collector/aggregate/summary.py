@@ -1,7 +1,8 @@
 """The summary of an epoch of a run: its ranks taken together, and the metrics that follow from others.
 
-Moments of the ranks are merged. First and last values do not compare over ranks, since seqs and clocks differ:
-those of the lowest rank that has the metric stand for all.
+Moments of the ranks are merged, but where ranks combine otherwise than by their mean: see `ranks`. First and last
+values of merged ranks do not compare, since seqs and clocks differ: those of the lowest rank that has the metric stand
+for all.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 from sidestep_collector.aggregate.clock import EpochState
 from sidestep_collector.aggregate.columns import Columns, concatenate, merge_columns, pick
 from sidestep_collector.aggregate.moments import Floats
+from sidestep_collector.aggregate.ranks import combined
 
 Statistics = Mapping[str, float | int | None]
 
@@ -40,6 +42,8 @@ def summarise(ranks: Sequence[EpochState]) -> dict[str, Statistics]:
     """
     whole = _union([part for state in ranks if (part := _rank(state)) is not None], by_seq=False)
     statistics: dict[str, Statistics] = {} if whole is None else dict(_statistics(whole))
+    if len(ranks) > 1:
+        statistics |= combined([state.kept for state in ranks])
     for tag, value in _derived(statistics, ranks).items():
         statistics.setdefault(tag, single(value))
     return statistics
