@@ -1,28 +1,30 @@
 """Curvature of the loss: both ends of the Hessian's spectrum, and its trace with a standard error.
 
-`spectrum` is k steps of Lanczos on products H v, by differentiating the gradient again (Pearlmutter, 1994): of a
-tridiagonal matrix of size k, the ends of whose spectrum are those of H (ten are enough to 0.2 % where five are not).
-Power iteration would not do: it finds the eigenvalue of largest magnitude, which may be negative.
+Back-ends, of which the last two are packages of their own:
 
-The basis Q that Lanczos leaves has the directions that matter most, so the trace is taken as that of Hutch++
-(Meyer et al., 2021): exactly on Q, and by Hutchinson's estimate on what is orthogonal to it,
+    own          Lanczos and Hutch++ on products by differentiating twice (`sidestep.probes.lanczos`): any network
+    backpack     the same, but the trace exactly (`sidestep.probes.exact_trace`): plain networks of layers it knows
+    curvlinops   own, on the products of curvlinops' Hessian (forward over reverse): what torch.func can take
+    auto         backpack where it is installed and this network, tried at the first sample, allows it; else own
 
-    tr H ≈ tr QᵀHQ + mean over m of gᵀ H g,    g = (I - QQᵀ) z,    z of random signs
-
-with the standard deviation of the m terms over √m as its standard error. Everything stays on the device; the small
-matrix is solved on the host when it has arrived there.
+An exact trace is held against single products H e_k each time, and at first against the estimate: BackPACK says
+nothing of what a loss does beside its loss function. Numbers stay on the device until a copy of them has come home.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Final, NamedTuple
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from typing import Any, ClassVar, Final, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from sidestep.errors import UsageError
+from sidestep.probes import exact_trace
+from sidestep.probes.curvlinops_product import curvlinops_hessian
+from sidestep.probes.lanczos import Product, ends, hessian, remainder, spectrum, whole_trace
 from sidestep.probes.protocol import Probe
 from sidestep.probes.timing import Mark, mark
 from sidestep.probes.undisturbed import undisturbed
@@ -35,15 +37,8 @@ TAGS: Final = (
     "perf/curvature_time_ms",
 )
 
-Product = Callable[[Tensor], Tensor]
-
-
-class Spectrum(NamedTuple):
-    """What Lanczos leaves: a tridiagonal matrix, shapes (k,) and (k - 1,), and its basis, shape (k, parameters)."""
-
-    diagonal: Tensor
-    beside: Tensor
-    basis: Tensor
+Backend = Literal["auto", "own", "backpack", "curvlinops"]
+_PACKAGES: Final = {"backpack": "backpack-for-pytorch", "curvlinops": "curvlinops-for-pytorch"}
 
 
 class CurvatureProbe(Probe):
@@ -54,8 +49,9 @@ class CurvatureProbe(Probe):
         batch: what it is called with each time: small, and on the model's device.
         every: when it samples.
         steps: of Lanczos, each as costly as two or three backward passes.
-        vectors: further products for the trace; 0 leaves it out.
+        vectors: further products for the trace, where it is estimated; 0 leaves the trace out.
         budget: share of the training's time that it may take: samples that would take more are left out.
+        backend: who computes it. BackPACK works on a copy of the model, kept for as long as a sample takes.
     """
 
     name: ClassVar[str] = "curvature"
@@ -72,15 +68,20 @@ class CurvatureProbe(Probe):
         steps: int = 10,
         vectors: int = 10,
         budget: float = 0.02,
+        backend: Backend = "auto",
     ) -> None:
         super().__init__(every=every)
         if loss is None or steps < 1 or vectors < 0:
             raise UsageError("curvature takes loss=, a function of model and batch, batch=, steps >= 1, vectors >= 0")
+        _check(backend)
         self._loss = loss
         self._batch = batch
         self._steps = steps
         self._vectors = vectors
         self._budget = budget
+        self._backend = backend
+        #: Whether traces are exact; None until it has been tried.
+        self._is_exact = {"auto": None if find_spec("backpack") else False, "backpack": True}.get(backend, False)
         self._last_seconds = 0.0
         self._ended = float("-inf")
 
@@ -90,117 +91,79 @@ class CurvatureProbe(Probe):
             return
         begin = mark(self.watched.device)
         with self.watched.calls.paused(), undisturbed(self.watched.inner), torch.enable_grad():
-            numbers = self._measure()
+            found = self._measure()
         end = mark(self.watched.device)
         self._last_seconds, self._ended = end.host - begin.host, end.host
 
         def deliver(host: Tensor) -> None:
-            self._record(step, host, begin, end)
+            parts = host.double().split([len(part) for part in found.values()])
+            self._record(step, dict(zip(found, parts, strict=True)), begin, end)
 
+        numbers = torch.cat([part.float() for part in found.values()])
         if numbers.device.type == "cpu":
             deliver(numbers)
         else:
             self.run.receive(numbers, deliver)
 
-    def _measure(self) -> Tensor:
-        model = self.watched.inner
-        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.numel()]
+    def _measure(self) -> dict[str, Tensor]:
+        parameters = [entry for entry in self.watched.inner.parameters() if entry.requires_grad and entry.numel()]
         if any(hasattr(parameter, "to_local") for parameter in parameters):
             raise UsageError("parameters are sharded over processes, and curvature would need collectives")
-        product, size = hessian(self._loss(model, self._batch), parameters)
+        product, size = self._product(parameters)
         generator = torch.Generator(parameters[0].device).manual_seed(0)
-        found = spectrum(product, size, self._steps, generator)
-        rest = remainder(product, found.basis, self._vectors, generator)
-        return torch.cat((found.diagonal, found.beside, rest)).float()
+        lanczos = spectrum(product, size, self._steps, generator)
+        found = {"diagonal": lanczos.diagonal, "beside": lanczos.beside}
+        if self._vectors and self._is_exact is not False:
+            found |= self._exactly(product, parameters)
+        if self._vectors and not self._is_exact:
+            found["rest"] = remainder(product, lanczos.basis, self._vectors, generator)
+        return found
 
-    def _record(self, step: int, host: Tensor, begin: Mark, end: Mark) -> None:
-        steps = (len(host) - self._vectors + 1) // 2
-        diagonal, beside, rest = host.double().split((steps, steps - 1, self._vectors))
-        values = [*ends(diagonal, beside)]
-        tags = TAGS[:2]
-        if self._vectors:
-            trace, error = whole_trace(diagonal, rest)
-            values += [trace, error]
-            tags = TAGS[:4]
+    def _product(self, parameters: list[nn.Parameter]) -> tuple[Product, int]:
+        model = self.watched.inner
+        if self._backend == "curvlinops":
+            return curvlinops_hessian(self._loss, model, self._batch, parameters)
+        return hessian(self._loss(model, self._batch), parameters)
+
+    def _exactly(self, product: Product, parameters: list[nn.Parameter]) -> dict[str, Tensor]:
+        try:
+            diagonal = exact_trace.diagonal(self._loss, self.watched.inner, self._batch)
+            wrong = exact_trace.disagreement(diagonal, product, [entry.numel() for entry in parameters])
+        except Exception as error:
+            if self._backend == "backpack":
+                what = f"BackPACK cannot take this network, and backend='auto' would estimate its trace: {error}"
+                raise UsageError(what) from error
+            self._is_exact = False
+            return {}
+        return {"exact": diagonal.sum().reshape(1), "wrong": wrong.reshape(1)}
+
+    def _record(self, step: int, found: Mapping[str, Tensor], begin: Mark, end: Mark) -> None:
+        values = [*ends(found["diagonal"], found["beside"])]
+        trace = self._trace(found)
+        tags = TAGS[:2] if trace is None else TAGS[:4]
         milliseconds = begin.until(end)
         self._last_seconds = milliseconds / 1e3
-        self.run.record((*tags, TAGS[4]), [*values, milliseconds], step=step)
+        self.run.record((*tags, TAGS[4]), [*values, *(trace or ()), milliseconds], step=step)
+
+    def _trace(self, found: Mapping[str, Tensor]) -> tuple[float, float] | None:
+        estimate = whole_trace(found["diagonal"], found["rest"]) if "rest" in found else None
+        if "exact" not in found:
+            return estimate
+        exact = float(found["exact"])
+        self._is_exact = float(found["wrong"]) <= 1 and (estimate is None or _is_near(exact, *estimate))
+        if not self._is_exact and self._backend == "backpack":
+            what = "BackPACK's trace is not that of this loss, and is left out: backend='auto' would estimate it"
+            self.run.complain("curvature", "backpack", what)
+        return (exact, 0.0) if self._is_exact else estimate
 
 
-def hessian(loss: Tensor, parameters: Sequence[Tensor]) -> tuple[Product, int]:
-    """The product of the Hessian of a loss with a flat vector, and the number of parameters."""
-    gradients = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
-    sizes = [parameter.numel() for parameter in parameters]
-    # A gradient that does not depend on the parameters has no graph, and a Hessian of zero.
-    live = [number for number, gradient in enumerate(gradients) if gradient.requires_grad]
-
-    def product(vector: Tensor) -> Tensor:
-        if not live:
-            return torch.zeros_like(vector)
-        parts = vector.split(sizes)
-        given = [parts[number].view_as(gradients[number]).to(gradients[number].dtype) for number in live]
-        rows = torch.autograd.grad(
-            [gradients[number] for number in live], parameters, given, retain_graph=True, materialize_grads=True
-        )
-        return torch.cat([row.detach().reshape(-1).to(vector.dtype) for row in rows])
-
-    return product, sum(sizes)
+def _check(backend: str) -> None:
+    if backend not in get_args(Backend):
+        raise UsageError(f"curvature: backend={backend!r} is none of: {', '.join(get_args(Backend))}")
+    if backend in _PACKAGES and find_spec(backend) is None:
+        raise UsageError(f"curvature: backend={backend!r} needs a package: pip install {_PACKAGES[backend]}")
 
 
-def spectrum(product: Product, size: int, steps: int, generator: torch.Generator) -> Spectrum:
-    """Lanczos, each vector made orthogonal to all before it, twice.
-
-    Args:
-        product: the matrix, symmetric, as its product with a vector of shape (size,).
-        size: its size.
-        steps: at most `size` are taken.
-        generator: for the first vector; its device is the matrix's.
-    """
-    vector = torch.randn(size, generator=generator, device=generator.device)
-    vector = _unit(vector)
-    diagonal: list[Tensor] = []
-    beside: list[Tensor] = []
-    basis = vector.new_zeros(min(steps, size), size)
-    for number in range(len(basis)):
-        basis[number] = vector
-        vector = product(vector)
-        diagonal.append(basis[number] @ vector)
-        before = basis[: number + 1]
-        vector = _without(_without(vector, before), before)
-        beside.append(vector.norm())
-        # Where the matrix has no further direction, rounding is left: what of it is new makes a basis as well.
-        vector = _unit(_without(_unit(vector), before))
-    return Spectrum(torch.stack(diagonal), torch.stack(beside)[:-1], basis)
-
-
-def remainder(product: Product, basis: Tensor, vectors: int, generator: torch.Generator) -> Tensor:
-    """Hutchinson's terms of the trace on what is orthogonal to a basis: shape (vectors,)."""
-    terms: list[Tensor] = []
-    for _ in range(vectors):
-        vector = torch.randint(0, 2, basis.shape[1:], generator=generator, device=basis.device).to(basis.dtype) * 2 - 1
-        vector = _without(_without(vector, basis), basis)
-        terms.append(vector @ product(vector))
-    return torch.stack(terms) if terms else basis.new_zeros(0)
-
-
-def _without(vector: Tensor, basis: Tensor) -> Tensor:
-    return vector - basis.T @ (basis @ vector)
-
-
-def _unit(vector: Tensor) -> Tensor:
-    return vector / vector.norm().clamp_min(torch.finfo(vector.dtype).tiny)
-
-
-def ends(diagonal: Tensor, beside: Tensor) -> tuple[float, float]:
-    """Largest and smallest eigenvalue of a tridiagonal matrix; NaN where it is no number."""
-    matrix = torch.diag(diagonal) + torch.diag(beside, 1) + torch.diag(beside, -1)
-    if not bool(matrix.isfinite().all()):
-        return float("nan"), float("nan")
-    values = torch.linalg.eigvalsh(matrix)
-    return float(values[-1]), float(values[0])
-
-
-def whole_trace(diagonal: Tensor, rest: Tensor) -> tuple[float, float]:
-    """The trace, and its standard error; NaN where there is one term only."""
-    error = rest.std() / len(rest) ** 0.5 if len(rest) > 1 else torch.tensor(float("nan"))
-    return float(diagonal.sum() + rest.mean()), float(error)
+def _is_near(exact: float, estimate: float, error: float) -> bool:
+    # Of a single vector there is no error, and nothing to compare.
+    return not abs(exact - estimate) > 6 * error + 1e-3 * abs(exact)
