@@ -25,6 +25,8 @@ from sidestep_schemas.layout import DIR_VARIABLE, default_address
 PATIENCE_SECONDS = 60.0
 #: Tables that hold records one by one, by seq.
 RECORD_TABLES = ("snapshots", "events", "texts", "tensors", "images", "histograms")
+#: Names of items that the collector derives: they stand at the records that they follow from.
+DERIVED_ITEMS = "^(feature_distributions/|histograms/|train/flow/profile$)"
 
 
 class Place:
@@ -178,7 +180,11 @@ class Place:
         )
         assert len({attempt for _, attempt, *_ in streams}) == attempts
         assert self.rows("select * from gaps where run = ?", run) == []
-        union = " union all ".join(f"select run, rank, attempt, seq from {table}" for table in RECORD_TABLES)
+        union = " union all ".join(
+            f"select run, rank, attempt, seq from {table}"
+            + (f" where not regexp_matches(name, '{DERIVED_ITEMS}')" if table in {"texts", "histograms"} else "")
+            for table in RECORD_TABLES
+        )
         for rank, attempt, watermark, lost, is_ended in streams:
             assert (lost, is_ended) == (0, True)
             query = f"select seq from ({union}) where (run, rank, attempt) = (?, ?, ?) order by seq"
