@@ -22,6 +22,7 @@ BUILT_IN: Final = {
     "noise": ("sidestep_collector.analyse.noise", "Noise"),
     "flow": ("sidestep_collector.analyse.flow", "Flow"),
     "features": ("sidestep_collector.analyse.features", "Features"),
+    "sketches": ("sidestep_collector.analyse.sketches", "Sketches"),
     "generated": ("sidestep_collector.analyse.generated", "Generated"),
     "sampling": ("sidestep_collector.analyse.sampling", "Sampling"),
 }

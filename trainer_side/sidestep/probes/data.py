@@ -20,7 +20,7 @@ from sidestep.probes.gathering import Turn, bring_home, tally
 from sidestep.probes.labels import Batch
 from sidestep.probes.listening import FirstCall
 from sidestep.probes.protocol import Watched
-from sidestep.probes.sketch import EMPTY, Sketch, fingerprint, row_sums
+from sidestep.probes.sketch import Sketch, fingerprint, row_sums
 
 TAGS: Final = ("train/input/mean", "train/input/std", "train/input/absmax")
 PRINT_TAGS: Final = ("train/input/fingerprint", "train/input/fingerprint_low")
@@ -142,8 +142,7 @@ class DataProbe(FirstCall):
         def deliver(name: str, numbers: Sequence[int]) -> None:
             kind, _, split = name.partition("_")
             if kind == "sketch":
-                least = torch.tensor([number for number in numbers if number != EMPTY], dtype=torch.int64)
-                self.run.tensor(f"data/{name}", least, **at)
+                self.run.tensor(f"data/{name}", torch.tensor(numbers, dtype=torch.int64), **at)
                 return
             width = classes[split][1]
             last = max((label for label, count in enumerate(numbers) if count), default=0) + 1
