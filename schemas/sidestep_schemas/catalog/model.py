@@ -303,6 +303,20 @@ METRICS: Final[tuple[Metric, ...]] = (
         sharded="rms:ema/weight_norm",
     ),
     Metric(
+        "ema/momentum",
+        "decay of the average",
+        "",
+        TIER_PERIODIC,
+        "d of θ_ema ← d θ_ema + (1 - d) θ, as the object that averages tells it at present.",
+    ),
+    Metric(
+        "ema/half_life_steps",
+        "half-life of the average",
+        "updates",
+        TIER_PERIODIC,
+        "ln 2 / (1 - d) updates of the average, after which a weight counts half; steps, where each step updates it.",
+    ),
+    Metric(
         "ema/weight_norm",
         "weights that are averaged",
         "",

@@ -1,11 +1,13 @@
 """How far the moving average of the weights is from the weights.
 
 ‖θ_ema - θ‖ / ‖θ‖ and ‖θ_ema‖ / ‖θ‖ are estimated from a sample of coordinates (`sidestep.probes.sample`), the same of
-both.
+both. Where the average tells its decay d, half of what it knows is older than ln 2 / (1 - d) updates.
 """
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Final, cast
 
@@ -21,7 +23,11 @@ from sidestep.probes.sample import coordinates
 TAGS: Final = ("ema/param_divergence", "ema/magnitude_ratio")
 #: In a sharded model: the norm of this rank's part of the weights, by which the collector puts ranks together.
 _WEIGHTS: Final = ("ema/weight_norm",)
+#: The decay as it is now, and the half-life that follows from it.
+_DECAY: Final = ("ema/momentum", "ema/half_life_steps")
 
+#: As averages of diffusers, timm and torch_ema, and of ema_pytorch, name it; the first is what they use at present.
+_DECAY_ATTRIBUTES: Final = ("cur_decay_value", "decay", "beta")
 _ATTRIBUTES: Final = ("module", "ema_model", "shadow", "shadow_params")
 
 
@@ -30,7 +36,7 @@ class EmaProbe(Probe):
 
     name: ClassVar[str] = "ema"
     cost: ClassVar[int] = 2
-    tags: ClassVar[tuple[str, ...]] = TAGS + _WEIGHTS
+    tags: ClassVar[tuple[str, ...]] = TAGS + _WEIGHTS + _DECAY
     every: int | str | None = 500
 
     def report(self, step: int) -> None:
@@ -38,6 +44,7 @@ class EmaProbe(Probe):
         given = self.watched.extras.get("ema")
         if given is None:
             return
+        self._report_decay(given, step)
         pairs, sharding = paired(self.watched.inner, given), self.watched.sharding
         shares = sharding.shares([each for pair in pairs for each in pair])
         theirs = coordinates([Placed(average, 0) for _, average in pairs], trained=False, shares=shares)
@@ -56,6 +63,31 @@ class EmaProbe(Probe):
         if sharding.is_sharded:
             tags, values = TAGS + _WEIGHTS, torch.cat((values, whole))
         self.run.record(tags, values, step=step, reductions=sharding.reductions(tags))
+
+    def _report_decay(self, given: Any, step: int) -> None:
+        decay = decay_of(given)
+        if decay is not None and 0 <= decay < 1:
+            self.run.record(_DECAY, (decay, math.log(2) / (1 - decay)), step=step)
+
+
+def decay_of(given: Any) -> float | None:
+    """The decay of an average, where it can be known without asking a device.
+
+    An object tells it by an attribute. The functions that `torch.optim.swa_utils` makes for its `AveragedModel` keep it
+    in their closure; an `AveragedModel` without one averages evenly, and has none.
+    """
+    for name in _DECAY_ATTRIBUTES:
+        value = getattr(given, name, None)
+        if isinstance(value, Tensor) and value.device.type == "cpu" and value.numel() == 1:
+            value = value.item()
+        if isinstance(value, float):
+            return value
+    for name in ("multi_avg_fn", "avg_fn"):
+        function: Any = inspect.unwrap(getattr(given, name, None) or decay_of)
+        names = getattr(function, "__code__", decay_of.__code__).co_freevars
+        if "decay" in names:
+            return float(function.__closure__[names.index("decay")].cell_contents)
+    return None
 
 
 def paired(model: nn.Module, given: Any) -> list[tuple[Tensor, Tensor]]:
