@@ -40,7 +40,7 @@ def test_every_probe_is_in_the_table() -> None:
     files = {path.stem for path in Path(gradients.__file__).parent.glob("[a-z]*.py")}
     machinery = {
         *("protocol", "registry", "cadence", "calls", "norms", "sample", "expected", "scatter"),
-        *("sharding", "undisturbed", "lanczos", "exact_trace", "curvlinops_product"),
+        *("sharding", "undisturbed", "lanczos", "exact_trace", "curvlinops_product", "stable_rank"),
         *("gathering", "labels", "listening", "sketch"),  # what is given and put out
     }
     assert files - machinery == {module.rpartition(".")[2] for module, _ in registry.BUILT_IN.values()}

@@ -267,6 +267,20 @@ METRICS: Final[tuple[Metric, ...]] = (
         sharded="l2",
     ),
     Metric(
+        "train/weights/stable_rank/<block>",
+        "stable rank of a block",
+        "",
+        TIER_EPOCH,
+        "Mean over the matrices of a block of ‖W‖_F² / ‖W‖₂², between 1 and the rank; only where the probe is set so.",
+    ),
+    Metric(
+        "train/weights/stable_rank_min/<block>",
+        "least stable rank of a block",
+        "",
+        TIER_EPOCH,
+        "Least of the stable ranks ‖W‖_F² / ‖W‖₂² of the matrices of a block.",
+    ),
+    Metric(
         "train/weights/absmax", "largest weight", "", TIER_EPOCH, "Largest absolute value of a weight.", None, "max"
     ),
     Metric(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sidestep.blocks import local
+from sidestep.probes import stable_rank
 from sidestep.probes.norms import FUSED, Norms, by_kind, fold, foreach_norm, gathered, home_of
 from sidestep.probes.protocol import Part, Probe
 from sidestep.probes.sample import Coordinates, Rows, coordinates
@@ -29,16 +30,19 @@ class WeightProbe(Probe):
     Args:
         every: when it samples.
         distance: also the distance from the start, for which a sample of coordinates is kept.
+        stable_rank: also the stable rank of the matrices, at the cost of 40 products of each with a vector.
     """
 
     name: ClassVar[str] = "weights"
     cost: ClassVar[int] = 1
-    tags: ClassVar[tuple[str, ...]] = TAGS + _START
+    tags: ClassVar[tuple[str, ...]] = TAGS + _START + stable_rank.TAGS
     every: int | str | None = "epoch"
 
-    def __init__(self, *, every: int | str | None = None, distance: bool = True) -> None:
+    def __init__(self, *, every: int | str | None = None, distance: bool = True, stable_rank: bool = False) -> None:
         super().__init__(every=every)
         self._has_distance = distance
+        self._has_rank = stable_rank
+        self._ranks: list[tuple[int, Tensor]] = []
         self._starts: dict[tuple[int, int], list[tuple[Coordinates, Rows]]] = {}
         self._norms: list[Norms] = []
         self._largest: list[Tensor] = []
@@ -65,6 +69,8 @@ class WeightProbe(Probe):
             norms = weighed(foreach_norm(tensors), parameters, self.watched.sharding.of(part))
             self._norms.append(Norms([block for _, block in owners], torch.stack(tuple(norms))))
             self._largest += FUSED._foreach_norm(tensors, float("inf"))  # noqa: SLF001
+        if self._has_rank:
+            self._ranks += stable_rank.measure(part.placed)
         for each, start in self._starts.get(part.key, ()):
             now = each.rows()
             each.read(now)
@@ -74,6 +80,7 @@ class WeightProbe(Probe):
     def report(self, step: int) -> None:
         """Record the norms of all."""
         norms, largest, distances = self._norms, self._largest, self._distances
+        stable_rank.report(self.run, self.watched.names, self._ranks, step)
         self.forget()
         if not norms:
             return
@@ -93,7 +100,7 @@ class WeightProbe(Probe):
 
     def forget(self) -> None:
         """Begin anew."""
-        self._norms, self._largest, self._distances = [], [], []
+        self._norms, self._largest, self._distances, self._ranks = [], [], [], []
 
 
 def _whole(norms: Tensor) -> Tensor:
