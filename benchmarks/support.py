@@ -27,14 +27,24 @@ class Table:
         self._title = title
         self._rows: list[tuple[str, str, str, str]] = []
 
-    def add(self, what: str, value: float, unit: str, *, most: float | None = None, least: float | None = None) -> None:
-        """Add a figure, with the bar it may not exceed or must reach, if it has one."""
+    def add(
+        self,
+        what: str,
+        value: float,
+        unit: str,
+        *,
+        most: float | None = None,
+        least: float | None = None,
+        digits: int = 0,
+    ) -> None:
+        """Add a figure, with the bar it may not exceed or must reach, if it has one; with so many digits."""
         bar, verdict = "", ""
         if most is not None:
             bar, verdict = f"<= {most:,g} {unit}", "ok" if value <= most else "MISSED"
         if least is not None:
             bar, verdict = f">= {least:,g} {unit}", "ok" if value >= least else "MISSED"
-        self._rows.append((what, f"{_digits(value)} {unit}", bar, verdict))
+        shown = f"{value:.{digits}g}" if digits else _digits(value)
+        self._rows.append((what, f"{shown} {unit}", bar, verdict))
 
     def say(self, what: str, value: str) -> None:
         """Add something that is no number."""
@@ -51,6 +61,12 @@ class Table:
             if number == 0:
                 print("-" * (sum(widths) + 6))
         print(f"on {machine()}\n")
+
+    def markdown(self) -> str:
+        """The same as a table of a page, without the machine."""
+        head = (self._title, "measured", "bar", "")
+        rows = [head, ("---", "---:", "---:", "---"), *self._rows]
+        return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows)
 
 
 class Collector:
