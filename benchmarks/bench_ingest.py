@@ -1,4 +1,4 @@
-"""Decode and aggregate on one core: scalars a second in bulk, frames a second with one record each.
+"""Decode, analyse and aggregate on one core: scalars a second in bulk, frames a second with one record each.
 
     python benchmarks/bench_ingest.py [--json]
 
@@ -19,8 +19,10 @@ import msgpack
 import numpy as np
 
 from sidestep_collector.aggregate import EpochAggregator, Live
+from sidestep_collector.analyse import Analysis, load
 from sidestep_collector.blocks import KeySet, Stream
 from sidestep_collector.decode import Decoder, decode_frame
+from sidestep_collector.telemetry import Counters
 from sidestep_schemas.wire import (
     DTYPE_FLOAT32,
     DTYPE_FLOAT64,
@@ -85,6 +87,7 @@ def small() -> tuple[list[tuple[Stream, bytes]], int]:
 
 def seconds(frames: list[tuple[Stream, bytes]], names: KeySet, frames_a_flush: int) -> float:
     decoder, aggregator, live = Decoder(), EpochAggregator(), Live()
+    analysis = Analysis(load(), Counters())
     for source in {source.key: source for source, _ in frames}.values():
         decoder.restore(source, [names])
     start = time.perf_counter()
@@ -93,8 +96,11 @@ def seconds(frames: list[tuple[Stream, bytes]], names: KeySet, frames_a_flush: i
         decoder.add(source, opened.body, opened.first_seq, opened.count)
         if index % frames_a_flush == 0:
             decoded = decoder.take()
-            aggregator.add(decoded.blocks, decoded.items)
-            live.add(decoded.blocks)
+            analysis.add(decoded.blocks, decoded.items)
+            derived, _ = analysis.take()
+            blocks = decoded.blocks + derived
+            aggregator.add(blocks, decoded.items)
+            live.add(blocks)
             aggregator.take()
     return time.perf_counter() - start
 

@@ -43,12 +43,15 @@ def histogram(at: Moment, name: str, values: NDArray[Any], bins: int = BINS) -> 
         None where no value is finite.
     """
     flat = values.ravel()
-    flat = flat[np.isfinite(flat)]
+    if not np.isfinite(flat.sum()):
+        flat = flat[np.isfinite(flat)]
     if not len(flat):
         return None
     low, high = float(flat.min()), float(flat.max())
     if low == high:
         low, high = low - 0.5, high + 0.5
-    place = np.minimum(((flat - low) * (bins / (high - low))).astype(np.int64), bins - 1)
-    counts = np.bincount(place, minlength=bins).astype(np.float64)
-    return Histogram(at, name, np.linspace(low, high, bins + 1), counts)
+    place = flat - low
+    place *= bins / (high - low)
+    counts = np.bincount(place.astype(np.intp), minlength=bins + 1).astype(np.float64)
+    counts[bins - 1] += counts[bins:].sum()  # the greatest, which the last bin includes
+    return Histogram(at, name, np.linspace(low, high, bins + 1), counts[:bins])

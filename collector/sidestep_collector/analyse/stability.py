@@ -14,8 +14,10 @@ LOSSES: Final = ("train/loss_total", "train/loss", "train/loss/total")
 WINDOW: Final = 100
 #: One value for so many records, beginning with this one.
 EVERY: Final = 10
-#: Windows that are computed at once: 32 of 4950 slopes are 1.3 MB, which stays in a cache.
-_AT_ONCE: Final = 32
+#: Blocks of a window whose means a trend is fitted to.
+BLOCKS: Final = 20
+#: Windows that are computed at once: 64 of 100 values or 190 slopes stay in a cache.
+_AT_ONCE: Final = 64
 
 
 class Found(NamedTuple):
@@ -38,16 +40,22 @@ def smoothness(values: Floats) -> float:
 
 
 def trend_slope(values: Floats, steps: Floats) -> float:
-    """Median of the slopes of all pairs (Theil 1950, Sen 1968), per step. NaN where all steps are equal.
+    """Slope per step over block means: the median of the slopes of all pairs (Theil 1950, Sen 1968) of the means of at
+    most 20 blocks of neighbours. So 100 values have 190 pairs instead of 4950: a backlog of a million values took 0.5 s
+    with those, and takes 0.01 s. NaN where all steps are equal.
 
     Args:
-        values: shape (n,), finite.
+        values: shape (n,), finite, n >= 2.
         steps: shape (n,).
     """
-    left, right = np.triu_indices(len(values), 1)
-    run = steps[right] - steps[left]
+    parts = min(BLOCKS, len(values))
+    starts = np.arange(parts) * len(values) // parts
+    counts = np.diff(starts, append=len(values))
+    y, x = np.add.reduceat(values, starts) / counts, np.add.reduceat(steps, starts) / counts
+    left, right = np.triu_indices(parts, 1)
+    run = x[right] - x[left]
     moved = run != 0
-    slopes = (values[right] - values[left])[moved] / run[moved]
+    slopes = (y[right] - y[left])[moved] / run[moved]
     return float(np.median(slopes)) if len(slopes) else np.nan
 
 
@@ -100,8 +108,9 @@ def _windows(values: Floats, steps: Floats, ends: Integers) -> Floats:
         smooth = np.where(deviation > 0, np.diff(window, axis=1).std(axis=1) / deviation, 0.0)
         median = np.median(window, axis=1)
         spike = np.where(median != 0, window[:, -1] / median, np.nan)
-        run = at[:, _RIGHT] - at[:, _LEFT]
-        slopes = (window[:, _RIGHT] - window[:, _LEFT]) / run
+        y, x = (part.reshape(len(ends), BLOCKS, -1).mean(axis=2) for part in (window, at))
+        run = x[:, _RIGHT] - x[:, _LEFT]
+        slopes = (y[:, _RIGHT] - y[:, _LEFT]) / run
     if (run != 0).all():
         slope = np.median(slopes, axis=1, overwrite_input=True)
     else:
@@ -109,7 +118,7 @@ def _windows(values: Floats, steps: Floats, ends: Integers) -> Floats:
     return np.stack([smooth, slope, spike])
 
 
-_LEFT, _RIGHT = np.triu_indices(WINDOW, 1)
+_LEFT, _RIGHT = np.triu_indices(BLOCKS, 1)
 
 
 class Stability(Analyser):

@@ -37,7 +37,7 @@ METRICS: Final[tuple[Metric, ...]] = (
         "trend of the loss",
         "1/step",
         TIER_STEP,
-        "Theil-Sen slope of the last 100 losses: median of the slopes of all pairs, per step; at each tenth loss.",
+        "Theil-Sen slope of the last 100 losses, per step: median of the slopes of all pairs of the means of 20 blocks of neighbours; at each tenth loss.",
         "lower",
     ),
     Metric(
