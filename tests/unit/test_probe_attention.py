@@ -242,7 +242,7 @@ def test_of_many_modules_others_are_looked_at_evenly(offline: dict[str, Any]) ->
 def test_a_model_without_attention_gets_no_hook(offline: dict[str, Any]) -> None:
     model = nn.Sequential(nn.Linear(6, 3), nn.Softmax(-1))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    run = sidestep.watch(model, optimizer, probes={"attention": 1, "time": False}, **offline)
+    run = sidestep.watch(model, optimizer, probes={"attention": 1, "activations": False, "time": False}, **offline)
     model(torch.randn(4, 6)).sum().backward()
     optimizer.step()
     assert not model._forward_hooks

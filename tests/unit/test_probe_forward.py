@@ -76,14 +76,32 @@ def test_hooks_hang_in_sampled_steps_alone(offline: dict[str, Any]) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     off = {"time": False, "logits": False}
     run = sidestep.watch(model, optimizer, probes={**off, "activations": 3}, **offline)
-    hanging: list[int] = []
+    hanging: list[tuple[int, int]] = []
+    within: list[int] = []
+    model[0].register_forward_pre_hook(lambda *_: within.append(hooks_on(model)))
     for step in range(7):
-        hanging.append(hooks_on(model))
+        before = hooks_on(model)
         take_step(model, optimizer, step)
+        hanging.append((before, within[-1]))
     run.finish(timeout=0)
-    assert hanging == [0, 5, 0, 5, 0, 0, 5]
+    assert hanging == [(0, 0), (1, 6), (0, 0), (1, 6), (0, 0), (0, 0), (1, 6)]
     assert hooks_on(model) == 0
     assert list(read_scalars(offline["dir"], "train/activations/0/rms")) == [1, 3, 6]
+
+
+def test_parts_of_a_model_that_is_not_called_itself_are_looked_at_each(offline: dict[str, Any]) -> None:
+    parts = nn.ModuleDict({"first": network(), "second": network()})
+    optimizer = torch.optim.SGD(parts.parameters(), lr=0.01)
+    run = sidestep.watch(parts, optimizer, probes={"activations": 1, "logits": 1}, **offline)
+    for step in range(2):
+        (parts["first"](batch(step)) * parts["second"](batch(step))).sum().backward()
+        optimizer.step()
+    assert hooks_on(parts) > 0
+    run.finish(timeout=0)
+    assert hooks_on(parts) == 0
+    for name in ("first.0", "second.4"):
+        assert list(read_scalars(offline["dir"], f"train/activations/{name}/rms")) == [1]
+    assert list(read_scalars(offline["dir"], "train/logits/max")) == [1]
 
 
 def test_validation_between_steps_is_not_taken_for_training(offline: dict[str, Any]) -> None:
@@ -242,6 +260,17 @@ def test_phases_of_a_step_are_timed(
         assert read_scalars(offline["dir"], tag) == pytest.approx({1: value}), tag
 
 
+def test_waiting_is_left_out_where_somebody_else_tells_it(offline: dict[str, Any]) -> None:
+    model = small_net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    run = sidestep.watch(model, optimizer, probes={"time": {"every": 1, "waiting": False}}, **offline)
+    for step in range(3):
+        take_step(model, optimizer, step)
+    run.finish(timeout=0)
+    assert list(read_scalars(offline["dir"], "perf/step_time_ms")) == [1, 2]
+    assert "perf/data_loading_frac" not in read_tags(offline["dir"])
+
+
 def test_a_step_without_a_forward_pass_has_times_all_the_same(offline: dict[str, Any]) -> None:
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
@@ -256,7 +285,12 @@ def test_a_step_without_a_forward_pass_has_times_all_the_same(offline: dict[str,
 # --- all of them -------------------------------------------------------------------------------------------------
 
 
-def test_with_every_probe_training_is_the_same_bit_for_bit(offline: dict[str, Any]) -> None:
+def squared(model: nn.Module, inputs: Tensor) -> Tensor:
+    return model(inputs).square().mean()
+
+
+@pytest.mark.parametrize("parts", [True, False])
+def test_with_every_probe_training_is_the_same_bit_for_bit(offline: dict[str, Any], parts: bool) -> None:
     def train(*, watched: bool) -> tuple[list[Tensor], Tensor]:
         torch.manual_seed(1)
         model = nn.Sequential(
@@ -264,11 +298,20 @@ def test_with_every_probe_training_is_the_same_bit_for_bit(offline: dict[str, An
         )
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
         if watched:
-            probes = dict.fromkeys(
+            probes: dict[str, Any] = dict.fromkeys(
                 ("activations", "attention", "data", "logits", "weights", "moments", "time", "memory"), 1
             )
-            gradients = {"every": 1, "parameters": True}
-            sidestep.watch(model, optimizer, every=1, probes={**probes, "gradients": gradients}, **offline)
+            costly = {"every": 7, "loss": squared, "batch": batch(99)}
+            probes |= {
+                "gradients": {"every": 1, "parameters": True},
+                "updates": {"every": 1, "exact": True},
+                "weights": {"every": 7, "stable_rank": True},
+                "effectiveness": 1,
+                "features": {"every": 1, "modules": ["0", "4"]},
+                "noise": {"every": 1} if parts else costly,
+                "curvature": {**costly, "steps": 2, "vectors": 2, "budget": 1e9, "backend": "own"},
+            }
+            sidestep.watch(model, optimizer, every=1, probes=probes, **offline)
         for step in range(20):
             for _ in range(2):
                 (model(batch(step)).square().sum() / 2).backward()
@@ -281,3 +324,7 @@ def test_with_every_probe_training_is_the_same_bit_for_bit(offline: dict[str, An
     watched, watched_state = train(watched=True)
     assert all(torch.equal(a, b) for a, b in zip(plain, watched, strict=True))
     assert torch.equal(plain_state, watched_state)
+    run = sidestep.active_run()
+    assert run is not None
+    run.finish(timeout=0)
+    assert {"noise/gns", "curvature/trace", "train/updates/effectiveness"} <= read_tags(offline["dir"])

@@ -1,20 +1,21 @@
 """What modules put out: size, spread, outliers, zeros, dead units, saturation. Hooks hang on them in sampled steps.
 
 Looked at are modules without children of the kinds that make or shape activations, at most `modules` of them, chosen
-evenly from first to last; of each its first output of a step. In a model that is compiled nothing is seen.
+evenly from first to last; of each its first output in the model's first call of a step. In a model
+that is compiled nothing is seen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Final
 
 import torch
 from torch import Tensor, nn
 
 from sidestep.blocks import local
+from sidestep.probes.listening import FirstCall
 from sidestep.probes.norms import gathered
-from sidestep.probes.protocol import Probe
 from sidestep.probes.sample import stride_of, strided
 
 TAGS: Final = (
@@ -42,7 +43,7 @@ _EDGE: Final = 0.01
 _SAMPLE: Final = 4096
 
 
-class ActivationProbe(Probe):
+class ActivationProbe(FirstCall):
     """Outputs of modules.
 
     Args:
@@ -51,60 +52,43 @@ class ActivationProbe(Probe):
     """
 
     name: ClassVar[str] = "activations"
-    cost: ClassVar[int] = 2
     tags: ClassVar[tuple[str, ...]] = TAGS
-    hooks_forward: ClassVar[bool] = True
+    of_each_part: ClassVar[bool] = True
     every: int | str | None = 500
 
     def __init__(self, *, every: int | str | None = None, modules: int = 64) -> None:
         super().__init__(every=every)
         self._most = modules
-        self._removers: list[Callable[[], None]] = []
-        self._found: dict[str, dict[str, Tensor]] = {}
-        self._tags: tuple[str, ...] = ()
+        self._hanging: list[Callable[[], None]] = []
+        self._seen: set[str] = set()
 
-    def begin(self, step: int) -> None:  # noqa: ARG002
+    def called(self, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:  # noqa: ARG002
         """Hang hooks on modules."""
-        self._remove()
-        self._found = {}
         for name, module in chosen(self.watched.inner, self._most):
-            self._removers.append(module.register_forward_hook(self.hook(self._listener(name))).remove)
+            if name not in self._seen:
+                self._hanging.append(module.register_forward_hook(self.hook(self._listener(name))).remove)
 
-    def report(self, step: int) -> None:
-        """Record what they have seen."""
-        self._remove()
-        found, self._found = self._found, {}
-        if not found:
-            return
-        tags = tuple(f"train/activations/{name}/{what}" for name, numbers in found.items() for what in numbers)
-        if tags != self._tags:
-            self._tags = tags  # the same tuple each time
-        self.run.record(
-            self._tags, gathered([value for numbers in found.values() for value in numbers.values()]), step=step
-        )
+    def returned(self, output: Any) -> None:  # noqa: ARG002
+        """Take them away."""
+        hanging, self._hanging = self._hanging, []
+        for remove in hanging:
+            remove()
 
     def forget(self) -> None:
-        """Take the hooks away."""
-        self._remove()
-        self._found = {}
-
-    def detach(self) -> None:
-        """Take the hooks away."""
-        self._remove()
-
-    def _remove(self) -> None:
-        for remove in self._removers:
-            remove()
-        self._removers = []
+        """Take every hook away."""
+        super().forget()
+        self.returned(None)
+        self._seen = set()
 
     def _listener(self, name: str) -> Callable[..., None]:
         def listen(module: nn.Module, _arguments: Any, output: Any) -> None:
-            if name in self._found or not torch.is_grad_enabled() or not self.watched.model.training:
-                return
             output = output[0] if isinstance(output, tuple) and output else output
-            if isinstance(output, Tensor) and output.is_floating_point() and output.numel():
+            if name not in self._seen and isinstance(output, Tensor) and output.is_floating_point() and output.numel():
+                self._seen.add(name)
                 with torch.no_grad():
-                    self._found[name] = measure(module, local(output))
+                    numbers = measure(module, local(output))
+                    tags = tuple(f"train/activations/{name}/{what}" for what in numbers)
+                    self.keep(tags, gathered(list(numbers.values())))
 
         return listen
 

@@ -60,6 +60,7 @@ class AttentionProbe(FirstCall):
 
     name: ClassVar[str] = "attention"
     tags: ClassVar[tuple[str, ...]] = TAGS
+    of_each_part: ClassVar[bool] = True
     every: int | str | None = 500
 
     def __init__(self, *, every: int | str | None = None, modules: int = 64) -> None:
