@@ -148,4 +148,4 @@ def synchronising_calls(training: Training) -> int:
                 training.step()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    return sum("synchronizing" in str(warning.message) for warning in caught)
+    return sum("called a synchronizing" in str(warning.message) for warning in caught)
