@@ -7,6 +7,7 @@ script run alone.
 from __future__ import annotations
 
 import ast
+import math
 import re
 import subprocess
 import sys
@@ -123,7 +124,7 @@ def test_mnist_gives_the_values_that_it_prints(place: Place, tmp_path: Path) -> 
     assert ran.values("val/acc") == pytest.approx(ran.said["val_acc"], **CLOSE)
     assert [step for step, _ in ran.points("val/acc")] == [20, 41]
     assert ran.values("checkpoint_size_mb") == pytest.approx([saved.stat().st_size / 1e6])
-    assert all(0 < share < 1 for share in ran.values("perf/loader_wait_frac"))
+    assert all(0 < share < 1 for share in ran.values("perf/data_loading_frac"))
     assert all(0.1 < value < 1 for value in ran.values("val/logits/confidence"))
     assert {"train/lr", "train/gradients/global_norm", "train/updates/relative_update_norm"} <= ran.metrics()
     check_listing(place, ran)
@@ -161,7 +162,7 @@ def test_imagenet_gives_the_values_of_its_meters(place: Place, tmp_path: Path, w
     validated = place.rows("select epoch, vlast from epochs where metric = 'val/acc' order by epoch")
     assert [epoch for epoch, _ in validated] == [1, 2, 3]
     assert [value for _, value in validated] == pytest.approx(ran.said["val_acc"], **CLOSE)
-    assert [step for step, _ in ran.points("perf/loader_wait_frac")] == [9, 19, 29]
+    assert [step for step, _ in ran.points("perf/data_loading_frac")] == [9, 19, 29]
     assert ran.errors.count("sidestep: ") == 1  # workers say nothing
 
 
@@ -327,6 +328,59 @@ def test_several_networks_and_optimizers_are_one_run(place: Place) -> None:
     assert ran.values("train/loss_total") == pytest.approx(ran.said["lossD"], **CLOSE)
     assert ran.values("train/loss_1") == pytest.approx(ran.said["lossG"], **CLOSE)
     assert {"train/gradients/netD", "train/gradients/netG_0", "train/lr_1"} <= ran.metrics()
+
+
+def test_weights_that_a_script_updates_itself_are_captured(place: Place) -> None:
+    text = """
+    import io
+    import torch
+    from torch import nn
+    torch.manual_seed(0)
+    config = {"lr": 0.1, "epochs": 2}
+    model, criterion = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)), nn.CrossEntropyLoss()
+    def batch():
+        x = torch.randn(16, 4)
+        return x, x[:, :3].argmax(1)
+    for epoch in range(config["epochs"]):
+        model.train()
+        for step in range(11):
+            x, target = batch()
+            model.zero_grad()
+            loss = criterion(model(x), target)
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for p in model.parameters():
+                p.data.add_(p.grad, alpha=-config["lr"])
+            print("loss", loss.item())
+            print("norm", norm.item())
+        model.eval()
+        with torch.no_grad():
+            x, target = batch()
+            print("val_loss", criterion(model(x), target).item())
+        file = io.BytesIO()
+        torch.save(model, file)
+        with torch.serialization.safe_globals([nn.Sequential, nn.Linear, nn.Tanh, set]):
+            model = torch.load(io.BytesIO(file.getvalue())) if epoch else model
+    print("checksum", sum(p.double().sum().item() for p in model.parameters()))
+    """
+    command = written(place, text)
+    ran = captured(place, *command)
+    assert ran.code == 0, ran.errors
+    check_same(ran, *command)
+    assert ran.points("train/loss_total") == [
+        (step, pytest.approx(loss, **CLOSE)) for step, loss in enumerate(ran.said["loss"])
+    ]
+    assert ran.values("train/gradient/global_norm_before_clip") == pytest.approx(ran.said["norm"], **CLOSE)
+    clipped = [min(norm, 1.0) for norm in ran.said["norm"][::10]]
+    parts = [ran.values(f"train/gradients/{block}") for block in ("layer_0", "layer_2")]
+    assert [math.hypot(*norms) for norms in zip(*parts, strict=True)] == pytest.approx(clipped, rel=1e-4)
+    assert ran.points("val/loss_total") == [
+        (10 + 11 * number, pytest.approx(loss, **CLOSE)) for number, loss in enumerate(ran.said["val_loss"])
+    ]
+    assert "train/updates/relative_update_norm" not in ran.metrics()
+    assert "the script updates weights itself" in ran.errors
+    [(config,)] = place.rows("select config from runs")
+    assert ast.literal_eval(config)["lr"] == 0.1
 
 
 def test_a_closure_gives_the_loss_at_the_beginning_of_the_step(place: Place) -> None:

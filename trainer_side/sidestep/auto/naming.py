@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any
+from types import ModuleType, SimpleNamespace
+from typing import Any, Final, cast
 
 from torch import distributed
 
@@ -15,6 +18,9 @@ from sidestep.config import PROJECT_VARIABLE, RUN_VARIABLE
 
 #: Steps from one measurement to the next, where nothing else is asked for.
 EVERY = 10
+
+#: Names of a script's configuration, the likeliest first.
+_CONFIGS: Final = ("config", "cfg", "hparams", "args")
 
 
 def every() -> int:
@@ -33,14 +39,33 @@ def init_arguments(parsed: Sequence[Any], environ: Mapping[str, str] = os.enviro
     arguments: dict[str, Any] = {}
     if not environ.get(PROJECT_VARIABLE):
         arguments["project"] = script_name()
-    if parsed:
-        arguments["config"] = dict(vars(parsed[0]))
+    config = dict(vars(parsed[0])) if parsed else script_config()
+    if config:
+        arguments["config"] = config
     if "RANK" not in environ and distributed.is_available() and distributed.is_initialized():
         arguments |= {"rank": distributed.get_rank(), "world_size": distributed.get_world_size()}
         # Ranks that a script has spawned itself have nothing in common but the command that began it all.
         if not environ.get(RUN_VARIABLE) and "SLURM_JOB_ID" not in environ and distributed.get_world_size() > 1:
             arguments["id"] = f"job-{environ.get(AUTO_VARIABLE, '')}"
     return arguments
+
+
+def script_config(main: ModuleType | None = None) -> dict[str, Any]:
+    """What a script without a parser calls its configuration: a global mapping, or an object with attributes.
+
+    Args:
+        main: the script; default the one of this process.
+    """
+    names = vars(main if main is not None else sys.modules["__main__"])
+    for name in _CONFIGS:
+        given = names.get(name)
+        if isinstance(given, Mapping):
+            return {str(key): value for key, value in cast("Mapping[Any, Any]", given).items()}
+        if isinstance(given, SimpleNamespace | argparse.Namespace) or (
+            is_dataclass(given) and not isinstance(given, type)
+        ):
+            return dict(vars(given))
+    return {}
 
 
 def script_name() -> str | None:

@@ -53,8 +53,8 @@ def loader_line(last: Pass | None) -> str:
 
 
 def config_line(config: Sequence[str]) -> str:
-    """Number of settings that the script's arguments gave."""
-    return f"{len(config)} settings of the script's arguments" if config else ""
+    """Number of settings that the script's arguments, or its own configuration, gave."""
+    return f"{len(config)} settings of the script" if config else ""
 
 
 def captured_line(every: int) -> str:
