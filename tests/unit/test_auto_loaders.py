@@ -21,7 +21,7 @@ class FakeRun:
         self.epochs.append(number)
 
     def record(self, tags: tuple[str, ...], values: tuple[float, ...], *, epoch: float, tier: str) -> None:
-        assert (tags, tier) == (("perf/loader_wait_frac",), "epoch")
+        assert (tags, tier) == (("perf/data_loading_frac",), "epoch")
         self.recorded.append((epoch, values[0]))
 
 

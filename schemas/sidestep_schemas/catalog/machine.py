@@ -9,15 +9,6 @@ from sidestep_schemas.wire import TIER_EPOCH, TIER_PERIODIC, TIER_STEP
 
 METRICS: Final[tuple[Metric, ...]] = (
     Metric(
-        "perf/loader_wait_frac",
-        "share of an epoch spent waiting for data",
-        "fraction",
-        TIER_EPOCH,
-        "Time between asking the loader for a batch and having it, over the time of the epoch.",
-        "lower",
-        "max",
-    ),
-    Metric(
         "perf/checkpoint_time_sec",
         "time of a checkpoint",
         "s",
@@ -65,8 +56,8 @@ METRICS: Final[tuple[Metric, ...]] = (
         "perf/data_loading_frac",
         "waiting for data",
         "fraction",
-        TIER_STEP,
-        "Share of a step's time on the host before its forward passes begin: getting a batch, moving it, clearing gradients.",
+        TIER_EPOCH,
+        "Share of the training's time spent waiting for data: between asking the loader for a batch and having it, over the epoch's time, where the loader is seen (sidestep run). Else estimated at sampled steps, whose mean is the epoch's: the host's time before the forward passes over the step's, so that moving a batch and clearing gradients count as well.",
         "lower",
         "max",
     ),

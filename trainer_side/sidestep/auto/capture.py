@@ -126,7 +126,9 @@ class Capture:
         found = owners.find_owners(optimizers)
         model = owners.as_model(found, optimizers)
         named = naming.init_arguments(self._parsed)
-        probes: dict[str, Setting] | None = dict.fromkeys(WITHOUT, False) if isinstance(optimizer, ByHand) else None
+        probes: dict[str, Setting] = dict.fromkeys(WITHOUT, False) if isinstance(optimizer, ByHand) else {}
+        if self._loaders.last is not None:
+            probes["time"] = {"waiting": False}  # the loader tells it
         run = sidestep.watch(model, optimizers, every=self._every, probes=probes, **named)
         if run.is_off:
             self.turn_off()

@@ -21,8 +21,8 @@ from sidestep.auto.patching import Faults, wrap
 from sidestep.run import Run
 from sidestep_schemas.wire import TIER_EPOCH
 
-#: Of a whole epoch; the time probe estimates `perf/data_loading_frac` of single steps, from outside of the loader.
-TAGS: Final = ("perf/loader_wait_frac",)
+#: Of a whole epoch, told by the loader; where it is seen, the time probe does not estimate it from outside.
+TAGS: Final = ("perf/data_loading_frac",)
 
 Kind = tuple[str, int | None]
 

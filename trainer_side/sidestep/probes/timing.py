@@ -87,15 +87,21 @@ class _Step:
 
 
 class TimeProbe(Probe):
-    """Times of the phases of a step."""
+    """Times of the phases of a step.
+
+    Args:
+        every: when it samples.
+        waiting: also the share of waiting for data, as far as it can be told from outside of the loader.
+    """
 
     name: ClassVar[str] = "time"
     cost: ClassVar[int] = 0
     tags: ClassVar[tuple[str, ...]] = TAGS
     hooks_forward: ClassVar[bool] = True
 
-    def __init__(self, *, every: int | str | None = None) -> None:
+    def __init__(self, *, every: int | str | None = None, waiting: bool = True) -> None:
         super().__init__(every=every)
+        self._tells_waiting = waiting
         self._removers: list[Callable[[], None]] = []
         self._step: _Step | None = None
         self._pending: list[_Step] = []
@@ -146,6 +152,8 @@ class TimeProbe(Probe):
         while self._pending and _has_happened(self._pending[0]):
             step = self._pending.pop(0)
             values = step.values()
+            if not self._tells_waiting:
+                values.pop(TAGS[1], None)
             self.run.record(tuple(values), tuple(values.values()), step=step.number)
 
     def _mark(self) -> Mark:
