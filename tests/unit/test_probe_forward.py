@@ -290,11 +290,6 @@ def squared(model: nn.Module, inputs: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("parts", [True, False])
-def squared(model: nn.Module, inputs: Tensor) -> Tensor:
-    return model(inputs).square().mean()
-
-
-@pytest.mark.parametrize("parts", [True, False])
 def test_with_every_probe_training_is_the_same_bit_for_bit(offline: dict[str, Any], parts: bool) -> None:
     def train(*, watched: bool) -> tuple[list[Tensor], Tensor]:
         torch.manual_seed(1)
