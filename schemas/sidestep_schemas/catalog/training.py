@@ -22,6 +22,39 @@ METRICS: Final[tuple[Metric, ...]] = (
         "higher",
     ),
     Metric(
+        "val/logits/confidence",
+        "validation confidence",
+        "fraction",
+        TIER_EPOCH,
+        "Mean of the largest predicted probability over the validation data.",
+    ),
+    # What `sidestep run` finds besides: further validation data, and a validation on the data that is trained on.
+    *(
+        metric
+        for split, data in (
+            ("val_<number>", "a further set of validation data"),
+            ("train_eval", "the training data, without a step"),
+        )
+        for metric in (
+            Metric(f"{split}/loss_total", f"loss on {data}", "", TIER_EPOCH, f"Total loss on {data}.", "lower"),
+            Metric(
+                f"{split}/acc",
+                f"accuracy on {data}",
+                "fraction",
+                TIER_EPOCH,
+                f"Share of examples predicted right on {data}.",
+                "higher",
+            ),
+            Metric(
+                f"{split}/logits/confidence",
+                f"confidence on {data}",
+                "fraction",
+                TIER_EPOCH,
+                f"Mean of the largest predicted probability on {data}.",
+            ),
+        )
+    ),
+    Metric(
         "train/loss_std",
         "spread of the loss",
         "",
