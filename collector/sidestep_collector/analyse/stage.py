@@ -212,9 +212,8 @@ class Analysis:
     def _key_set(self, tags: tuple[str, ...]) -> KeySet:
         found = self._key_sets.get(tags)
         if found is None:
-            declared = [catalog.find(tag) for tag in tags]
-            tier = declared[0].tier if declared and declared[0] else TIER_STEP
-            reductions = tuple(metric.reduction if metric else "" for metric in declared)
+            declared = catalog.find(tags[0])
+            tier = declared.tier if declared is not None else TIER_STEP
             number = FIRST_KEY_SET + len(self._key_sets)
-            found = self._key_sets[tags] = KeySet(number, DTYPE_FLOAT64, tier, tags, reductions, derived=True)
+            found = self._key_sets[tags] = KeySet(number, DTYPE_FLOAT64, tier, tags, (), derived=True)
         return found
