@@ -14,7 +14,6 @@ from types import TracebackType
 from typing import Any, Final
 
 from sidestep.config import STRICT_VARIABLE
-from sidestep.tracing import is_plain  # noqa: F401 - it was here first, and is known by this name
 
 #: Faults after which capture gives up: something is wrong for good, and the script should not pay for it.
 FAULTS_MAX: Final = 100

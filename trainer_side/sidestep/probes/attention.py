@@ -23,9 +23,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - as everybody writes it
 from torch import Tensor, nn
 
-from sidestep.auto.patching import is_plain
 from sidestep.probes.listening import FirstCall
 from sidestep.probes.protocol import Watched
+from sidestep.tracing import is_plain
 
 TAGS: Final = (
     "train/attention/<module>/max_logit",

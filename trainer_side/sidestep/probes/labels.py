@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - as everybody writes it
 from torch import Tensor, nn
 
-from sidestep.auto.patching import is_plain
 from sidestep.probes.calls import Hook
+from sidestep.tracing import is_plain
 
 _FUNCTIONS: Final = ("cross_entropy", "nll_loss")
 _IGNORED: Final = -100
