@@ -1,4 +1,4 @@
-"""Which calls of an optimizer's hooks are of a whole step, and which of a step within it.
+"""What is known of a call of an optimizer's step: whether it is a whole one, and whether it makes gradients itself.
 
 torch has `step` call the hooks for each class that defines it: where a subclass's `step` calls `super().step()`, they
 are called twice. Touches nothing.
@@ -7,6 +7,7 @@ are called twice. Touches nothing.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from types import CodeType
 from typing import Any, Final, cast
 
@@ -36,6 +37,16 @@ class Nesting:
             return False
         self._depth = 0
         return True
+
+
+def has_closure(arguments: tuple[Any, ...], named: Mapping[str, Any]) -> bool:
+    """Whether a step was given a closure: gradients come into being within it.
+
+    Args:
+        arguments: of the step, the optimizer first.
+        named: likewise, by name.
+    """
+    return named.get("closure") is not None or (len(arguments) > 1 and arguments[1] is not None)
 
 
 def _is_nested(optimizer: Optimizer) -> bool:

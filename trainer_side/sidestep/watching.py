@@ -25,7 +25,7 @@ from sidestep.probes.protocol import Part, Watched
 from sidestep.probes.registry import Given, chosen
 from sidestep.run import Run
 from sidestep.sampling import Sampling
-from sidestep.steps import Nesting
+from sidestep.steps import Nesting, has_closure
 from sidestep.tracing import hide_hooks
 
 _watched: weakref.WeakSet[Run] = weakref.WeakSet()
@@ -227,7 +227,7 @@ class _Watch:
             if not self._sampling.due or member not in self._leaders or _has_no_numbers(member.part.optimizer):
                 return
             self._open_step = following
-        member.before(has_closure=_has_closure(arguments, named))
+        member.before(has_closure=has_closure(arguments, named))
 
     def _close(self, member: _Member) -> None:
         member.after()
@@ -268,10 +268,6 @@ def _optimizers(given: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
     if not optimizers:
         raise UsageError("watch() needs an optimizer: its steps are counted")
     return optimizers
-
-
-def _has_closure(arguments: tuple[Any, ...], named: Mapping[str, Any]) -> bool:
-    return named.get("closure") is not None or (len(arguments) > 1 and arguments[1] is not None)
 
 
 def _has_no_numbers(optimizer: Optimizer) -> bool:

@@ -27,7 +27,7 @@ from sidestep.auto.scaling import Scaling
 from sidestep.probes.checkpoints import SAVES
 from sidestep.probes.registry import Setting
 from sidestep.run import Run
-from sidestep.steps import Nesting
+from sidestep.steps import Nesting, has_closure
 
 _LATER: Final = "what it trains is not captured; a script that trains several times calls sidestep.watch itself"
 
@@ -96,11 +96,11 @@ class Capture:
         if self.faults.count > FAULTS_MAX or (self.run is not None and not self.run.is_live):
             self.turn_off()
             return
-        has_closure = kwargs.get("closure") is not None or (len(args) > 1 and args[1] is not None)
+        makes_gradients = has_closure(args, kwargs)
         if self.run is None:
-            self.faults.guard(self._try_to_begin, optimizer, has_closure)
+            self.faults.guard(self._try_to_begin, optimizer, makes_gradients)
         if self.run is not None:
-            self.faults.guard(self._begin_step, self.run, optimizer, has_closure)
+            self.faults.guard(self._begin_step, self.run, optimizer, makes_gradients)
 
     def _after_step(self, optimizer: Optimizer, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
         if not self.is_on or not self._nesting.setdefault(optimizer, Nesting()).leaves(optimizer):
@@ -109,8 +109,8 @@ class Capture:
         if self.run is not None:
             self.faults.guard(self._end_step, self.run, optimizer)
 
-    def _try_to_begin(self, optimizer: Optimizer, has_closure: bool) -> None:
-        if not has_closure and not owners.has_gradient(optimizer):
+    def _try_to_begin(self, optimizer: Optimizer, makes_gradients: bool) -> None:
+        if not makes_gradients and not owners.has_gradient(optimizer):
             return  # no step yet: some scripts step once to please a scheduler
         if start.active_run() is not None:
             self.turn_off()
@@ -150,7 +150,7 @@ class Capture:
         ]
         self.faults.guard(report.say, run, lines)
 
-    def _begin_step(self, run: Run, optimizer: Optimizer, has_closure: bool) -> None:
+    def _begin_step(self, run: Run, optimizer: Optimizer, makes_gradients: bool) -> None:
         # First the validation, which belongs to the epoch that has ended.
         self._end_validation(run)
         number = self._numbers.get(optimizer)
@@ -159,7 +159,7 @@ class Capture:
             run.complain("capture", "optimizer", f"{type(optimizer).__name__} was made after the first step: {_LATER}")
         elif number == 0:
             self._loaders.begin_step(run)
-        self._losses.begin_step(has_closure=has_closure)
+        self._losses.begin_step(has_closure=makes_gradients)
 
     def _end_step(self, run: Run, optimizer: Optimizer) -> None:
         number = self._numbers.get(optimizer)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sidestep import clip
-from sidestep.auto.patching import Faults, wrap
+from sidestep.auto.patching import Faults, argument, wrap
 from sidestep.probes.clipping import Told
 
 _EARLY_MAX: Final = 64
@@ -58,8 +58,8 @@ class Clipping:
         return clip_grad_norm_
 
     def _note(self, first: Tensor, norm: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        limit = args[1] if len(args) > 1 else kwargs["max_norm"]
-        kind = args[2] if len(args) > 2 else kwargs.get("norm_type", 2.0)
+        limit = argument(args, kwargs, 1, "max_norm")
+        kind = argument(args, kwargs, 2, "norm_type", 2.0)
         told = clip.told_of(norm, limit, kind) if isinstance(norm, Tensor) else None
         if told is not None:
             self._tell(id(first), told)

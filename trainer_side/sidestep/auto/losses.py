@@ -15,7 +15,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from sidestep.auto.patching import Faults, wrap
+from sidestep.auto.patching import Faults, argument, wrap
 from sidestep.run import Run
 from sidestep.series import Series
 from sidestep.tracing import is_in_backward, is_plain
@@ -81,9 +81,9 @@ class Losses:
     def _around_backward(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def backward(*args: Any, **kwargs: Any) -> Any:
             if not torch.compiler.is_compiling() and self._is_on() and is_plain():
-                given = args[1] if len(args) > 1 else kwargs.get("grad_tensors")
+                given = argument(args, kwargs, 1, "grad_tensors")
                 if given is None:
-                    self._faults.guard(self._note, args[0] if args else kwargs.get("tensors"))
+                    self._faults.guard(self._note, argument(args, kwargs, 0, "tensors"))
             return original(*args, **kwargs)
 
         return backward
@@ -92,7 +92,7 @@ class Losses:
         def scale(*args: Any, **kwargs: Any) -> Any:
             scaled = original(*args, **kwargs)
             if self._is_on():
-                self._faults.guard(self._note_scaled, scaled, args[1] if len(args) > 1 else kwargs.get("outputs"))
+                self._faults.guard(self._note_scaled, scaled, argument(args, kwargs, 1, "outputs"))
             return scaled
 
         return scale

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Final
 
@@ -69,6 +69,11 @@ def wrap(owner: Any, name: str, around: Callable[[Callable[..., Any]], Callable[
     # `torch.jit.script` compiles a function from its source and what it refers to: have it take the original.
     wrapper.__dict__ |= {"__script_if_tracing_wrapper": True, "__original_fn": original}
     setattr(owner, name, wrapper)
+
+
+def argument(args: tuple[Any, ...], kwargs: Mapping[str, Any], place: int, name: str, default: Any = None) -> Any:
+    """An argument of a call, whether it was given by place or by name."""
+    return args[place] if len(args) > place else kwargs.get(name, default)
 
 
 def hide_wrappers() -> None:

@@ -28,7 +28,7 @@ import torch.nn.functional as F  # noqa: N812 - as everybody writes it
 from torch import Tensor
 
 from sidestep.auto.loaders import Kind, Loaders, Pass
-from sidestep.auto.patching import Faults, wrap
+from sidestep.auto.patching import Faults, argument, wrap
 from sidestep.run import Run
 from sidestep.tracing import is_plain
 from sidestep_schemas.wire import TIER_EPOCH, TIER_STEP
@@ -200,7 +200,7 @@ class Predictions:
 
 def _call(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Call | None:
     logits = args[0] if args else kwargs.get("input")
-    target = args[1] if len(args) > 1 else kwargs.get("target")
+    target = argument(args, kwargs, 1, "target")
     # Only plain tensors: a subclass (a distributed one, a traced one) may do anything when it is read.
     if type(result) is not Tensor or not isinstance(logits, Tensor) or type(target) is not Tensor:
         return None
@@ -209,7 +209,7 @@ def _call(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any)
         return None
     ignored = None
     if name in _CLASSES:  # both take (input, target, weight, size_average, ignore_index, reduce, reduction)
-        ignored = args[4] if len(args) > 4 else kwargs.get("ignore_index", -100)
+        ignored = argument(args, kwargs, 4, "ignore_index", -100)
     reduction = "mean"
     if result.ndim:
         reduction = "none"
