@@ -189,6 +189,42 @@ class PeriodSummary:
 
 
 @dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that a rule found, as it stands: a row of the table `findings`.
+
+    Attributes:
+        finding: unique in its run: rule, subject and the step it began at.
+        state: pending, firing or resolved; "gone" for one that was pending and came to nothing.
+        rank: the rank it was seen on first; -1 for one that is judged over all ranks.
+        value, threshold: of the last observation beyond it; for a ratio both are ratios.
+        evidence: the last values with their steps and their usual value, and what a restart needs to go on.
+        news: what is to be told: opened, worse, resolved, or "" for none.
+    """
+
+    run: str
+    project: str
+    finding: str
+    rule: str
+    profile: str
+    subject: str
+    metric: str
+    rank: int
+    severity: str
+    state: str
+    first_step: int
+    last_step: int
+    first_t_ns: int
+    last_t_ns: int
+    count: int
+    value: float
+    threshold: float
+    message: str
+    advice: tuple[str, ...]
+    evidence: Mapping[str, Any]
+    news: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Gap:
     """Records that a stream declared lost."""
 
@@ -224,5 +260,6 @@ class Batch:
     gaps: list[Gap] = field(default_factory=list[Gap])
     progress: list[Progress] = field(default_factory=list[Progress])
     key_sets: list[tuple[Stream, KeySet]] = field(default_factory=list[tuple[Stream, KeySet]])
+    findings: list[Finding] = field(default_factory=list[Finding])
     metrics: dict[str, Metric] = field(default_factory=dict[str, Metric])
     nbytes: int = 0

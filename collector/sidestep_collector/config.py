@@ -5,6 +5,7 @@ Environment variables begin with `SIDESTEP_COLLECTOR_`; the file is `<dir>/sides
 
 from __future__ import annotations
 
+import json
 import os
 import tomllib
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from typing import Any, Final, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from sidestep_collector.profiles.spec import Override, Severity
 from sidestep_schemas.errors import ConfigError
 from sidestep_schemas.layout import default_address
 
@@ -36,6 +38,18 @@ class Config(BaseModel):
     analysers: tuple[str, ...] = Field(
         default=(), description="analysers of your own, module:Class, with commas between"
     )
+    rules: dict[str, Override] = Field(
+        default_factory=dict[str, Override], description='rules set otherwise, as JSON: {"frozen_block": false}'
+    )
+    webhook: str = Field(default="", pattern="^(https?://.+)?$", description="URL that findings are posted to")
+    webhook_severity: Severity = Field(
+        default="warning", description="least severity that is posted: info, warning or critical"
+    )
+
+    @field_validator("rules", mode="before")
+    @classmethod
+    def _from_json(cls, given: object) -> object:
+        return json.loads(given) if isinstance(given, str) else given
 
     @field_validator("analysers", mode="before")
     @classmethod

@@ -1,7 +1,7 @@
 """The path of the data through the collector. Read this first.
 
-    receive ─▶ decode ─▶ analyse ─▶ aggregate ─▶ sinks (TensorBoard, epoch documents) ─▶ store (commit + watermark)
-                                                                                              └─▶ acknowledge
+    receive ─▶ decode ─▶ analyse ─▶ aggregate ─▶ rules ─▶ sinks (TensorBoard, epoch documents)
+                                                                  └─▶ store (commit + watermark) ─▶ acknowledge, notify
 
 Two threads carry it. The intake thread owns the sockets: it receives, decodes, aggregates, feeds the live view,
 and at each flush analyses what is new, takes what follows from it the same way, and hands a batch over. The commit
@@ -29,8 +29,11 @@ from sidestep_collector.commit import Committer
 from sidestep_collector.config import Config
 from sidestep_collector.decode import Decoder
 from sidestep_collector.intake import Intake
+from sidestep_collector.notify import Notifier
+from sidestep_collector.profiles import Choices
 from sidestep_collector.quarantine import Quarantine
 from sidestep_collector.receive import Registry, Sockets
+from sidestep_collector.rules import Rules
 from sidestep_collector.sinks.epoch_json import EpochJsonSink
 from sidestep_collector.sinks.tensorboard import TensorBoardSink
 from sidestep_collector.store import Store
@@ -75,7 +78,11 @@ class Pipeline:
         self._analysis = Analysis(load(config.analysers), self.counters)
         self._epochs = EpochAggregator()
         self._periods = PeriodAggregator()
-        self.committer = Committer(store, TensorBoardSink(root, store.files()), EpochJsonSink(root), self.counters)
+        self._choices = Choices()
+        self._rules = Rules(self._choices, config.rules)
+        self.notifier = Notifier(config.webhook, config.webhook_severity)
+        tensorboard = TensorBoardSink(root, store.files(), self._choices)
+        self.committer = Committer(store, tensorboard, EpochJsonSink(root), self.counters)
         self._batch = Batch()
         self._sealed: deque[Batch] = deque()
         self._points = 0
@@ -94,6 +101,7 @@ class Pipeline:
         finally:
             self.committer.stop()
             self._settle()
+            self.notifier.close()
 
     def idle_seconds(self) -> float:
         """How long no trainer was connected and nothing came."""
@@ -135,6 +143,8 @@ class Pipeline:
             if isinstance(item, Event) and item.event == "end":
                 self._end(item.at.stream)
         self._batch.key_sets += decoded.key_sets
+        for stream, key_set in decoded.key_sets:
+            self._batch.metrics |= self._choices.declared(stream.run, key_set.names)
         self._batch.nbytes += decoded.nbytes
 
     def _analyse(self) -> None:
@@ -148,6 +158,7 @@ class Pipeline:
     def _carry(self, blocks: list[ScalarBlock], items: list[Item]) -> None:
         """From decoding or analysing on, all goes the same way."""
         self._epochs.add(blocks, items)
+        self._rules.add(blocks, items)
         self.live.add(blocks)
         for block in blocks:
             self._points += block.values.size
@@ -195,6 +206,8 @@ class Pipeline:
         batch.gaps, self._intake.gaps = self._intake.gaps, []
         batch.epochs, batch.summaries = self._epochs.take()
         batch.periods = self._periods.add(batch.summaries)
+        self._rules.add_epochs(batch.summaries)
+        batch.findings = self._rules.take()
         batch.progress = [
             Progress(state.stream, state.received, state.lost, state.ended) for state in self._intake.touched.values()
         ]
@@ -209,6 +222,7 @@ class Pipeline:
     def _settle(self) -> None:
         """Acknowledge what was committed since."""
         for batch in self.committer.committed():
+            self.notifier.tell(batch.findings)
             for progress in batch.progress:
                 state = self.registry.get(progress.stream.key)
                 if state is None:
@@ -229,6 +243,7 @@ class Pipeline:
             if all(state.ended for state in self.registry.states() if state.stream.run == run):
                 self._analysis.forget_run(run)
                 self._epochs.forget(run)
+                self._rules.forget(run)
                 self._periods.forget(run)
                 self.live.forget(run)
 
@@ -269,6 +284,7 @@ class Pipeline:
             ],
             events=[event for tail in tails for event in tail.events],
         )
+        self._rules.restore([event for tail in tails for event in tail.events], self._store.findings(uids))
         self._restore_analysis(root, going_on, tails)
 
     def _restore_analysis(self, root: Path, going_on: dict[Stream, tuple[KeySet, ...]], tails: list[RunTail]) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from sidestep_collector.blocks import (
     Batch,
     EpochRows,
     Event,
+    Finding,
     Gap,
     Histogram,
     Image,
@@ -22,10 +24,12 @@ from sidestep_collector.blocks import (
     Text,
 )
 from sidestep_collector.store import Store, connect
+from sidestep_schemas.catalog import Metric
 from sidestep_schemas.tables import DERIVED_VIEWS, TABLES
 
 T0 = 1_700_000_000_123_456_789
 NAN = math.nan
+EVIDENCE = '{"values": [1.0, null]}'
 
 
 def stream(run="run-a", rank=0, attempt=0):
@@ -60,6 +64,15 @@ def start(of, **details):
 
 def end(of, status="finished"):
     return Event(at(of, seq=9), "end", {"status": status})
+
+
+def finding(**given):
+    made = Finding(
+        *("run-a", "project", "hot/a@3", "hot", "mine", "a", "heat/a", 1, "warning", "firing"),
+        *(3, 5, T0, T0 + 2000, 2, math.inf, NAN, "it is hot", ("cool it", "wait")),
+        {"values": [1.0, NAN]},
+    )
+    return replace(made, **given)
 
 
 def ask(root, query):
@@ -107,7 +120,8 @@ def fill(store, s):
     row = EpochRows(
         s, 0, ("a",), *(np.array([1]), np.array([0])), *(np.array([1.0]) for _ in range(6)), *(np.array([0]),) * 2
     )
-    made = batch(block(s), items=items, epochs=[row], key_sets=[(s, KeySet(1, 0, "step", ("a", "b"), ("", "sum")))])
+    key_sets = [(s, KeySet(1, 0, "step", ("a", "b"), ("", "sum")))]
+    made = batch(block(s), items=items, epochs=[row], key_sets=key_sets, findings=[finding()])
     store.commit(made, {"runs/x": 12})
 
 
@@ -121,6 +135,25 @@ def test_items_come_back_as_they_went_in(store, tmp_path):
     assert (counts, epoch) == ([1.0, 2.0], 2.5)
     assert ask(tmp_path, "select text from texts") == [('a\0"é\U0001f600',)]
     assert ask(tmp_path, "select event, details->>'host' from events") == [("start", "h")]
+
+
+def test_a_finding_is_a_row_that_changes_and_goes(store, tmp_path):
+    fill(store, stream())
+    columns = "run, finding, subject, rank, state, first_step, last_step, epoch_us(first_time), count, value, threshold"
+    assert ask(tmp_path, f"select {columns}, advice, evidence::varchar from findings") == [
+        ("run-a", "hot/a@3", "a", 1, "firing", 3, 5, T0 // 1000, 2, math.inf, None, ["cool it", "wait"], EVIDENCE)
+    ]
+    store.commit(Batch(findings=[finding(state="resolved", count=7)]), {})
+    assert ask(tmp_path, "select state, count from findings") == [("resolved", 7)]
+    store.commit(Batch(findings=[finding(state="gone")]), {})
+    assert ask(tmp_path, "select * from findings") == []
+
+
+def test_a_metric_of_a_runs_profile_has_its_unit(store, tmp_path):
+    declared = {"a": Metric("a", "rank of a", "dimensions", "step", "M.", "higher")}
+    store.commit(batch(block(stream()), metrics=declared), {})
+    found = ask(tmp_path, "select metric, name, unit, better from metrics order by metric")
+    assert found == [("a", "rank of a", "dimensions", "higher"), ("b", "b", "", None)]
 
 
 def test_points_lie_in_the_order_of_the_table_whatever_order_they_came_in(store, tmp_path):

@@ -34,6 +34,10 @@ select l.metric, l.step, l.value, coalesce(m.unit, '') as unit from (
 _EPOCHS = """
 select epoch, count(distinct metric) as metrics, count(distinct rank) as ranks
 from epochs where run = ? group by epoch order by epoch"""
+_FINDINGS = """
+select severity, state, finding, first_step, last_step, count, message, advice[1] as advice
+from findings where run = ? and state <> 'pending'
+order by state, case severity when 'critical' then 0 when 'warning' then 1 else 2 end, first_step"""
 _FILES = "select path, bytes from files where contains(path, ?) order by path"
 _RUN = "select * from runs where run = ?"
 _CANDIDATES = """
@@ -67,7 +71,7 @@ def show(run: str, folder: str | None, as_document: bool) -> None:
         found = _resolve(connection, run)
         columns, rows = _ask(connection, _RUN, found)
         identity = dict(zip(columns, rows[0], strict=True))
-        asked = {"attempts": _ATTEMPTS, "gaps": _GAPS, "metrics": _LAST, "epochs": _EPOCHS}
+        asked = {"findings": _FINDINGS, "attempts": _ATTEMPTS, "gaps": _GAPS, "metrics": _LAST, "epochs": _EPOCHS}
         parts = {name: _ask(connection, query, found) for name, query in asked.items()}
         parts["files"] = _ask(connection, _FILES, f"/{found}/")
     if as_document:

@@ -16,6 +16,7 @@ import structlog
 from sidestep_collector.profiles.load import COMMON, builtin, names, parse
 from sidestep_collector.profiles.spec import Profile
 from sidestep_collector.profiles.vocabulary import Vocabulary, regex, vocabulary
+from sidestep_schemas.catalog import Metric
 from sidestep_schemas.errors import ProfileError
 
 log: Any = structlog.get_logger()
@@ -67,6 +68,14 @@ class Choices:
         self._chosen[run] = self._by_text[key]
         while len(self._chosen) > _RUNS_KEPT:
             del self._chosen[next(iter(self._chosen))]
+
+    def declared(self, run: str, tags: Iterable[str]) -> dict[str, Metric]:
+        """What the profile of a run declares of tags; nothing where it has none, for the catalogue says the rest."""
+        choice = self.of(run)
+        if choice.own is None:
+            return {}
+        words = choice.vocabulary
+        return {tag: match.declared.metric for tag in tags if (match := words.find(tag)) is not None}
 
     def forget(self, run: str) -> None:
         """Drop a run that has ended."""

@@ -160,6 +160,8 @@ class RuleSpec(_Spec):
         bounded = self.above is not None or self.below is not None
         if self.form == "nonfinite" and (bounded or self.clear is not None):
             raise ValueError("a nonfinite rule has no bounds")
+        if self.form == "nonfinite" and self.over == "epoch":
+            raise ValueError("over epochs judge the statistic n_nonfinite by a threshold")
         if self.form != "nonfinite" and not bounded:
             raise ValueError(f"a {self.form} rule needs above or below")
         if (self.form == "ratio") != (self.to is not None):

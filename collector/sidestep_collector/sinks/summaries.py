@@ -9,7 +9,7 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from sidestep_collector.blocks import Histogram, Image, Moment, Text
+from sidestep_collector.blocks import Finding, Histogram, Image, Moment, Text
 from sidestep_collector.profiles import Declared
 from sidestep_collector.sinks.protos import protos
 from sidestep_collector.sinks.records import frame
@@ -112,6 +112,16 @@ def text(item: Text) -> Any:
         except msgspec.DecodeError:
             shown = item.text
     return with_metadata(item.name or item.what, "text", b"", strings([shown], [1]))
+
+
+def finding(found: Finding) -> Any:
+    """A finding as text, in Markdown: what it is, since when, and what to do."""
+    advice = "".join(f"\n- {one}" for one in found.advice)
+    said = (
+        f"**{found.severity}, {found.state}**: {found.message}\n\n"
+        f"`{found.metric}` from step {found.first_step}, {found.count} times; last {found.value:.6g}\n{advice}"
+    )
+    return with_metadata(f"findings/{found.rule}", "text", b"", strings([said], [1]))
 
 
 def strings(values: Sequence[str | bytes], shape: Sequence[int]) -> Any:

@@ -19,7 +19,18 @@ from typing import Any, Final
 
 import numpy as np
 
-from sidestep_collector.blocks import Batch, EpochSummary, Event, Histogram, Image, Item, ScalarBlock, Stream, Text
+from sidestep_collector.blocks import (
+    Batch,
+    EpochSummary,
+    Event,
+    Finding,
+    Histogram,
+    Image,
+    Item,
+    ScalarBlock,
+    Stream,
+    Text,
+)
 from sidestep_collector.profiles import Choices, Profile, Vocabulary
 from sidestep_collector.sinks import chart_layout, hparams, summaries
 from sidestep_collector.sinks.event_file import Chunk, EventFiles
@@ -45,11 +56,12 @@ class _Work:
     blocks: list[ScalarBlock] = field(default_factory=list[ScalarBlock])
     items: list[Item] = field(default_factory=list[Item])
     summaries: list[EpochSummary] = field(default_factory=list[EpochSummary])
+    findings: list[Finding] = field(default_factory=list[Finding])
 
     def wall_time(self) -> float:
         """When its first record was taken."""
         times = [int(block.t_ns[0]) for block in self.blocks if len(block.t_ns)]
-        times += [item.at.t_ns for item in self.items]
+        times += [item.at.t_ns for item in self.items] + [finding.last_t_ns for finding in self.findings]
         return min(times or [summary.last_t_ns for summary in self.summaries], default=0) / NS_PER_SECOND
 
     def ended(self) -> bool:
@@ -135,6 +147,10 @@ class TensorBoardSink:
         for summary in batch.summaries:
             path = _path(summary.project, summary.run, self._attempt(summary), 0)
             found.setdefault(path, _Work(summary.run, 0)).summaries.append(summary)
+        for finding in batch.findings:
+            if finding.news:
+                path = _path(finding.project, finding.run, self._attempt(finding), 0)
+                found.setdefault(path, _Work(finding.run, 0)).findings.append(finding)
         return found
 
     def _work(self, found: dict[str, _Work], stream: Stream) -> _Work:
@@ -145,7 +161,7 @@ class TensorBoardSink:
             _path(stream.project, stream.run, stream.attempt, stream.rank), _Work(stream.run, stream.rank)
         )
 
-    def _attempt(self, summary: EpochSummary) -> int:
+    def _attempt(self, summary: EpochSummary | Finding) -> int:
         """The latest attempt of rank 0, from the files where it has not spoken since this sink began."""
         run = summary.project, summary.run
         if run not in self._attempts:
@@ -202,6 +218,9 @@ def _chunks(work: _Work, state: _State) -> Iterator[Chunk]:
             yield summaries.event(item.at.t_ns / NS_PER_SECOND, summaries.step_of(item.at), values)
     for summary in work.summaries:
         yield from _epoch(summary, state)
+    for finding in work.findings:
+        wall_time, step = finding.last_t_ns / NS_PER_SECOND, max(finding.last_step, 0)
+        yield summaries.event(wall_time, step, [summaries.finding(finding)])
     size = state.size()
     is_due = size >= max(1, 2 * state.laid_out) or (work.ended() and size > state.laid_out)
     if work.rank == 0 and is_due:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from math import isfinite, isnan
 from typing import Any, Final, cast
 
 from sidestep_collector.blocks import (
     Batch,
     Event,
+    Finding,
     Histogram,
     Image,
     Item,
@@ -27,6 +29,8 @@ from sidestep_schemas import catalog
 from sidestep_schemas.tables import STORE_VERSION
 
 RUNNING: Final = "running"
+#: State of a finding that came to nothing: it has no row.
+GONE: Final = "gone"
 #: How a run ended whose ranks ended in several ways: the first that one of them has.
 _CAUSES: Final = ("failed", "killed", "lost", "finished")
 
@@ -70,6 +74,8 @@ def _enter_records(draft: Draft, batch: Batch) -> None:
 def _enter_delivery(draft: Draft, batch: Batch, now_us: int) -> None:
     for stream, key_set in batch.key_sets:
         draft.put("key_sets", _key_set_row(stream, key_set))
+    for finding in batch.findings:
+        _enter_finding(draft, finding)
     for gap in batch.gaps:
         row = {
             "run": gap.stream.run,
@@ -180,6 +186,22 @@ def _describe(draft: Draft, stream: Stream, said: Mapping[str, Any]) -> None:
     draft.put("runs", run)
 
 
+def _enter_finding(draft: Draft, finding: Finding) -> None:
+    key = (clean(finding.run), clean(finding.finding))
+    if finding.state == GONE:
+        if draft.get("findings", *key) is not None:
+            draft.drop("findings", key)
+        return
+    row: Row = {"run": key[0], "finding": key[1], "rule": finding.rule, "profile": finding.profile}
+    row |= {"subject": clean(finding.subject), "metric": clean(finding.metric), "rank": finding.rank}
+    row |= {"severity": finding.severity, "state": finding.state, "count": finding.count}
+    row |= {"first_step": finding.first_step, "last_step": finding.last_step}
+    row |= {"first_time": finding.first_t_ns // 1000, "last_time": finding.last_t_ns // 1000}
+    row |= {"value": _number(finding.value), "threshold": None if isnan(finding.threshold) else finding.threshold}
+    row |= {"message": clean(finding.message), "advice": list(finding.advice)}
+    draft.put("findings", row | {"evidence": strict_json(finding.evidence)})
+
+
 def _enter_progress(draft: Draft, progress: Progress, now_us: int) -> None:
     stream = progress.stream
     row: Row = {
@@ -234,6 +256,10 @@ def _parsed(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         return text
+
+
+def _number(value: float) -> float | str:
+    return value if isfinite(value) else str(value)
 
 
 def _int(value: object, otherwise: int, most: int = 2**63 - 1) -> int:

@@ -104,7 +104,9 @@ def load(folder: Path) -> dict[str, list[Row]] | None:
     try:
         with closing(attached(path)) as connection:
             _check_version(connection, path)
-            return {table.name: _read(connection, table) for table in CATALOG_TABLES}
+            # A table that an older version did not know yet is empty.
+            there = {name for (name,) in connection.execute("select table_name from duckdb_tables()").fetchall()}
+            return {table.name: _read(connection, table) if table.name in there else [] for table in CATALOG_TABLES}
     except duckdb.Error as error:
         raise FolderError(f"{path}: cannot be read as a store: {error}") from error
 

@@ -16,7 +16,7 @@ from sidestep_collector.store.views import CATALOG_TABLES
 from sidestep_schemas.tables import TABLE
 
 #: Tables that are asked for all rows of one run or stream.
-_GROUPED: Final = frozenset({"attempts", "key_sets"})
+_GROUPED: Final = frozenset({"attempts", "findings", "key_sets"})
 
 
 class Ledger:
@@ -71,6 +71,13 @@ class Ledger:
             bytes.fromhex(row["run_uid"]): KnownRun(row["run"], row["project"], row["started"] * 1000, row["state"])
             for row in self.tables["runs"].values()
         }
+
+    def findings(self, runs: Iterable[str]) -> list[Row]:
+        """Findings of some runs, oldest first, with the run's project."""
+        projects = {row["run"]: row["project"] for row in self.tables["runs"].values()}
+        keys = (key for run in runs for key in self.groups.get(("findings", run), ()))
+        rows = [self.tables["findings"][key] for key in keys]
+        return [row | {"project": projects[row["run"]]} for row in sorted(rows, key=lambda row: row["first_step"])]
 
     def parts(self) -> list[Part]:
         """The manifest, oldest first."""

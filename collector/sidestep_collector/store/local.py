@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,7 +20,7 @@ from sidestep_collector.store.compaction import Compactor, choose
 from sidestep_collector.store.folder import Superseded, lock, remove, remove_unpublished, store_dir, sync
 from sidestep_collector.store.ledger import Draft, Ledger
 from sidestep_collector.store.parts import PartWriter
-from sidestep_collector.store.records import KnownRun, KnownStream
+from sidestep_collector.store.records import KnownRun, KnownStream, Row
 from sidestep_collector.store.views import merged_epochs, parts_query
 from sidestep_schemas.errors import StoreWriteError
 from sidestep_schemas.tables import STORE_VERSION, TABLE
@@ -87,6 +87,11 @@ class Store:
         """Every run by its 16-byte identity."""
         with self._lock:
             return self._ledger.runs()
+
+    def findings(self, runs: Iterable[str]) -> list[Row]:
+        """Findings of runs as rows, with their project; times are microseconds, evidence is JSON text."""
+        with self._lock:
+            return self._ledger.findings(runs)
 
     def files(self) -> dict[str, int]:
         """Length of each TensorBoard file, relative to the data folder, that belongs to the last commit."""

@@ -1,0 +1,235 @@
+"""The stage: records and epochs in, findings out.
+
+A defect here must not keep data out of the store: a run that cannot be judged is said once, and judged no more.
+
+A record is judged when it comes, an epoch when it has ended. What a rule compares a value with is the last value of
+the other metric up to that record, in the same stream; so it does not matter how records are split into blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Final
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from sidestep_collector.blocks import EpochSummary, Event, Finding, Item, ScalarBlock
+from sidestep_collector.profiles import Choices, RuleSpec, suggested
+from sidestep_collector.profiles.spec import PREVIOUS, Override
+from sidestep_collector.rules.casebook import Casebook, When
+from sidestep_collector.rules.judge import Floats, judge
+from sidestep_collector.rules.ruleset import Part, RuleSet, RuleSets
+from sidestep_collector.rules.track import Track
+
+log: Any = structlog.get_logger()
+
+#: Rank of a finding that is judged over all ranks.
+ALL_RANKS: Final = -1
+#: Values of a compared metric that are remembered: those up to the oldest record that may yet come.
+_COMPARED_KEPT: Final = 256
+
+_Key = tuple[Any, ...]
+#: seq and values of a metric that others are compared with.
+_History = tuple[NDArray[np.int64], Floats]
+
+
+@dataclass(slots=True)
+class _Run:
+    """What is known of a run."""
+
+    name: str
+    rules: RuleSet
+    cases: Casebook
+    tracks: dict[_Key, Track] = field(default_factory=dict[_Key, Track])
+    previous: dict[_Key, Floats] = field(default_factory=dict[_Key, Floats])
+    compared: dict[tuple[bytes, str], _History] = field(default_factory=dict[tuple[bytes, str], _History])
+    epochs: dict[tuple[str, str], int] = field(default_factory=dict[tuple[str, str], int])
+    names: dict[tuple[str, ...], None] = field(default_factory=dict[tuple[str, ...], None])
+    is_told: bool = False
+
+
+class Rules:
+    """Judges all runs, each by the rules of its profile.
+
+    Args:
+        choices: which run goes by which profile; this stage notes what starts say.
+        settings: what the collector's settings say of rules.
+    """
+
+    def __init__(self, choices: Choices, settings: Mapping[str, Override] | None = None) -> None:
+        self._choices = choices
+        self._sets = RuleSets(settings or {})
+        self._runs: dict[str, _Run] = {}
+        self._given_up: set[str] = set()
+
+    def restore(self, events: Iterable[Event], rows: Iterable[Mapping[str, Any]]) -> None:
+        """Resume after a restart, before anything is added: events of runs that go on, and their findings."""
+        for event in events:
+            if event.event == "start":
+                self._begin(event)
+        for row in rows:
+            run = self._run(row["run"], row["project"])
+            incident = run.cases.restore(row, run.rules.rules)
+            if incident is not None:
+                run.epochs |= {(incident.rule.name, tag): incident.epoch for _, tag in incident.windows}
+
+    def add(self, blocks: Sequence[ScalarBlock], items: Sequence[Item]) -> None:
+        """Judge records, each stream's in the order of their seq."""
+        events = [item for item in items if isinstance(item, Event)]
+        for event in events:
+            if event.event == "start":
+                self._begin(event)
+        blocks = [block for block in blocks if len(block.seq)]
+        for block in blocks:
+            self._guarded(block.stream.run, partial(self._remember, block))
+        for block in blocks:
+            self._guarded(block.stream.run, partial(self._judge, block))
+        for event in events:
+            if event.event == "end":
+                self._tell(event.at.stream.run)
+
+    def add_epochs(self, summaries: Iterable[EpochSummary]) -> None:
+        """Judge epochs that have ended; one that was judged is not judged again."""
+        for summary in summaries:
+            self._guarded(summary.run, partial(self._judge_epochs, summary))
+            self._tell(summary.run)
+
+    def take(self) -> list[Finding]:
+        """Findings that are new or have changed since the last take."""
+        return [finding for run in self._runs.values() for finding in run.cases.take()]
+
+    def forget(self, run: str) -> None:
+        """Drop a run that has ended; take first."""
+        self._runs.pop(run, None)
+        self._given_up.discard(run)
+        self._choices.forget(run)
+
+    def _begin(self, start: Event) -> None:
+        stream, said = start.at.stream, start.details.get("rules")
+        self._choices.note(stream.run, start.details)
+        rules = self._sets.of(stream.run, self._choices.of(stream.run), said if isinstance(said, dict) else {})
+        run = self._run(stream.run, stream.project)
+        if run.rules is not rules:
+            run.rules = rules
+            run.tracks.clear()
+
+    def _run(self, name: str, project: str) -> _Run:
+        run = self._runs.get(name)
+        if run is None:
+            rules = self._sets.of(name, self._choices.of(name), {})
+            run = self._runs[name] = _Run(name, rules, Casebook(name, project))
+        return run
+
+    def _remember(self, block: ScalarBlock) -> None:
+        """Keep values that others are compared with."""
+        run = self._run(block.stream.run, block.stream.project)
+        run.names.setdefault(block.key_set.names)
+        for column in run.rules.compared(block.key_set.names):
+            key = (block.stream.key, block.key_set.names[column])
+            seq, values = run.compared.get(key, (np.empty(0, dtype=np.int64), np.empty(0)))
+            seq = np.concatenate([seq[-_COMPARED_KEPT:], block.seq])
+            values = np.concatenate([values[-_COMPARED_KEPT:], block.values[:, column].astype(np.float64)])
+            order = np.argsort(seq, kind="stable")
+            run.compared[key] = (seq[order], values[order])
+
+    def _judge(self, block: ScalarBlock) -> None:
+        run = self._runs[block.stream.run]
+        for part in run.rules.plan(block.key_set.names):
+            key = (block.stream.key, block.key_set.id, part.rule.name)
+            spec = part.rule.spec
+            values = block.values[:, part.columns].astype(np.float64)
+            steps = np.where(block.step < 0, block.seq, block.step)
+            to = _previous(run, key, values) if spec.to == PREVIOUS else None
+            if part.to is not None:
+                to = _compared(run, block, part.to)
+            also = [_compared(run, block, tags) for tags in part.also]
+            judged = judge(spec, values, to, also, steps < part.rule.warmup)
+            when = When(steps, block.t_ns, block.stream.rank)
+            run.cases.advance(part, self._track(run, key, part, block.stream.rank), when, judged)
+
+    def _guarded(self, run: str, call: Callable[[], None]) -> None:
+        if run in self._given_up:
+            return
+        try:
+            call()
+        except Exception:
+            self._given_up.add(run)
+            log.exception("a run cannot be judged; its data are stored all the same", run=run)
+
+    def _judge_epochs(self, summary: EpochSummary) -> None:
+        run = self._run(summary.run, summary.project)
+        if run.rules.has_epoch_rules:
+            for part in run.rules.plan(tuple(summary.statistics), "epoch"):
+                for one in part.singly():
+                    self._judge_epoch(run, one, summary)
+
+    def _judge_epoch(self, run: _Run, part: Part, summary: EpochSummary) -> None:
+        """Judge one metric of an epoch."""
+        rule, key = part.rule, (part.rule.name, part.tags[0])
+        if summary.epoch <= run.epochs.get(key, -1):
+            return
+        run.epochs[key] = summary.epoch
+        values = _statistic(summary, part.tags[0], rule.spec)
+        to = _previous(run, key, values) if rule.spec.to == PREVIOUS else None
+        if part.to is not None:
+            to = _statistic(summary, part.to[0], rule.spec)
+        also = [_statistic(summary, tags[0], rule.spec) for tags in part.also]
+        muted = np.array([rule.warmup > 0 and summary.epoch <= rule.warmup])
+        judged = judge(rule.spec, values, to, also, muted)
+        when = When(np.array([summary.global_step]), np.array([summary.last_t_ns]), ALL_RANKS)
+        run.cases.advance(part, self._track(run, key, part, ALL_RANKS), when, judged)
+        incident = run.cases.get(rule.name, part.subjects[0])
+        if incident is not None:
+            incident.epoch = summary.epoch
+
+    @staticmethod
+    def _track(run: _Run, key: _Key, part: Part, rank: int) -> Track:
+        track = run.tracks.get(key)
+        if track is None:
+            track = run.tracks[key] = run.cases.track(part, rank)
+        return track
+
+    def _tell(self, name: str) -> None:
+        """Say once of a run what its rules miss, or which profile it might have."""
+        run = self._runs.get(name)
+        if run is None or run.is_told:
+            return
+        run.is_told = True
+        own = self._choices.of(name).own
+        if own is None:
+            fitting = suggested({tag for names in run.names for tag in names})
+            if fitting:
+                log.info("a profile fits this run; choose one with sidestep.init(profile=...)", run=name, fits=fitting)
+            return
+        parts = [part for names in run.names for over in ("step", "epoch") for part in run.rules.plan(names, over)]
+        blind = {rule.name for rule in run.rules.rules if rule.profile == own.name} - {part.rule.name for part in parts}
+        if blind:
+            log.info("the run records none of what these rules read", run=name, rules=", ".join(sorted(blind)))
+
+
+def _previous(run: _Run, key: _Key, values: Floats) -> Floats:
+    """For each value the one before it."""
+    before = run.previous.get(key)
+    if before is None:
+        before = np.full(values.shape[1], np.nan)
+    run.previous[key] = values[-1].copy()
+    return np.concatenate([before[None], values[:-1]])
+
+
+def _compared(run: _Run, block: ScalarBlock, tags: tuple[str, ...]) -> Floats:
+    """For each record the last value of each tag up to it, shape (records, tags); NaN where there was none."""
+    columns: list[Floats] = []
+    for tag in tags:
+        seq, values = run.compared.get((block.stream.key, tag), (np.empty(0, dtype=np.int64), np.empty(0)))
+        at = np.searchsorted(seq, block.seq, side="right") - 1
+        columns.append(np.where(at >= 0, values[at], np.nan) if len(seq) else np.full(len(block.seq), np.nan))
+    return np.stack(columns, axis=1)
+
+
+def _statistic(summary: EpochSummary, tag: str, spec: RuleSpec) -> Floats:
+    value = summary.statistics.get(tag, {}).get(spec.statistic)
+    return np.array([[np.nan if value is None else float(value)]])

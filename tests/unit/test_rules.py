@@ -1,0 +1,270 @@
+"""Rules: when a finding opens, goes on, gets worse and ends."""
+
+import math
+
+import pytest
+from support.judged import block, epoch, rule, stage, start, stream, told
+
+from sidestep_collector.profiles import Choices
+from sidestep_collector.profiles.spec import Override
+from sidestep_collector.rules import Rules
+from sidestep_collector.rules.casebook import FINDINGS_MAX
+
+NAN = math.nan
+
+
+def judged(rules, *values, first=0, **more):
+    rules.add([block(list(values), first=first, **more)], [])
+    return rules.take()
+
+
+def test_a_value_beyond_the_bound_opens_a_finding_with_its_evidence():
+    rules = stage(rule(above=10))
+    [found] = judged(rules, 1.0, 3.0, 12.0)
+    assert (found.finding, found.state, found.severity) == ("hot@2", "firing", "warning")
+    assert (found.rule, found.profile, found.metric, found.rank) == ("hot", "mine", "mine/heat", 0)
+    assert (found.first_step, found.last_step, found.count) == (2, 2, 1)
+    assert (found.value, found.threshold, found.message) == (12.0, 10.0, " 12 beyond 10")
+    assert found.advice == ("cool it down by 10 K",)
+    assert found.evidence["steps"] == [0, 1, 2]
+    assert found.evidence["values"] == [1.0, 3.0, 12.0]
+    assert found.evidence["baseline"] == 2.0
+    assert found.news == "opened"
+
+
+def test_what_stays_within_its_bounds_is_no_finding():
+    assert judged(stage(rule(above=10)), 1.0, 9.0, 10.0) == []
+
+
+def test_a_finding_needs_so_many_of_the_last_observations():
+    rules = stage(rule(above=10, **{"for": "{steps: 3, of: 4}"}))
+    pending = judged(rules, 11, 1, 11, 1, 1)
+    assert [one.state for one in pending] == ["pending"]
+    [found] = [one for one in judged(rules, 11, 11, 1, first=5) if one.state != "gone"]
+    assert told([found]) == [("hot@2", "pending", "warning", 0)]
+    opened = judged(rules, 11, first=8)
+    assert told(opened) == [("hot@2", "gone", "warning", 1), ("hot@5", "firing", "warning", 1)]
+
+
+def test_what_was_pending_and_came_to_nothing_goes():
+    rules = stage(rule(above=10, **{"for": "{steps: 2, of: 3}"}))
+    assert told(judged(rules, 11)) == [("hot@0", "pending", "warning", 0)]
+    assert told(judged(rules, 1, 1, 1, first=1)) == [("hot@0", "gone", "warning", 0)]
+    assert judged(rules, 1, 1, first=4) == []
+
+
+def test_a_finding_that_goes_on_counts_and_opens_no_other():
+    rules = stage(rule(above=10))
+    judged(rules, 11)
+    [found] = judged(rules, 12, 13, 14, first=1)
+    assert told([found]) == [("hot@0", "firing", "warning", 4)]
+    assert (found.value, found.last_step, found.news) == (14.0, 3, "")
+
+
+def test_a_finding_ends_only_below_the_level_to_clear_at():
+    rules = stage(rule(above=10, clear=5))
+    judged(rules, 11)
+    assert told(judged(rules, 9, 6, 9, first=1)) == [("hot@0", "firing", "warning", 1)]
+    [found] = judged(rules, 5, first=4)
+    assert (found.state, found.news, found.last_step) == ("resolved", "resolved", 4)
+
+
+def test_a_finding_that_fires_again_soon_is_the_same_one():
+    rules = stage(rule(above=10))
+    judged(rules, 11, 1)
+    [found] = judged(rules, 12, first=50)
+    assert told([found]) == [("hot@0", "firing", "warning", 2)]
+    assert found.news == "opened"
+
+
+def test_a_finding_that_fires_again_later_is_another():
+    rules = stage(rule(above=10))
+    judged(rules, 11, 1)
+    assert told(judged(rules, 12, first=500)) == [("hot@500", "firing", "warning", 1)]
+
+
+def test_both_are_told_where_one_ends_and_another_begins_in_one_go():
+    rules = stage(rule(above=10))
+    assert told(judged(rules, 11, *[1] * 300, 12)) == [
+        ("hot@0", "resolved", "warning", 1),
+        ("hot@301", "firing", "warning", 1),
+    ]
+
+
+def test_severity_rises_and_does_not_fall():
+    rules = stage(rule(above=10, escalate="{severity: critical, above: 100}"))
+    judged(rules, 11)
+    [worse] = judged(rules, 101, first=1)
+    assert (worse.severity, worse.news) == ("critical", "worse")
+    [found] = judged(rules, 12, first=2)
+    assert (found.severity, found.news) == ("critical", "")
+
+
+def test_the_beginning_is_not_judged():
+    rules = stage(rule(above=10, warmup=20))
+    assert judged(rules, *[11] * 20) == []
+    assert told(judged(rules, 11, first=20)) == [("hot@20", "firing", "warning", 1)]
+
+
+def test_a_rule_without_a_warmup_leaves_out_twenty_steps():
+    rules = stage(rule(above=10).replace("    warmup: 0\n", ""))
+    assert judged(rules, *[11] * 20) == []
+    assert judged(rules, 11, first=20) != []
+
+
+def test_each_subject_has_a_finding_of_its_own():
+    rules = stage(rule(metric="mine/block/<block>", above=10))
+    rules.add([block([[11, 1, 12]], ("mine/block/a", "mine/block/b", "mine/block/c"))], [])
+    assert [(one.finding, one.subject, one.metric) for one in rules.take()] == [
+        ("hot/a@0", "a", "mine/block/a"),
+        ("hot/c@0", "c", "mine/block/c"),
+    ]
+
+
+def test_ranks_share_a_finding_which_ends_with_the_last():
+    rules = stage(rule(above=10))
+    rules.add([block([11], to=stream(0)), block([12], to=stream(1))], [])
+    assert told(rules.take()) == [("hot@0", "firing", "warning", 2)]
+    rules.add([block([1], first=1, to=stream(0))], [])
+    assert [one.state for one in rules.take()] == ["firing"]
+    rules.add([block([1], first=1, to=stream(1))], [])
+    assert [one.state for one in rules.take()] == ["resolved"]
+
+
+def test_a_value_below_its_bound_is_found_as_well():
+    rules = stage(rule(below=1e-8, clear=1e-7))
+    [found] = judged(rules, 1.0, 0.0)
+    assert (found.value, found.threshold) == (0.0, 1e-8)
+
+
+def test_bounds_on_both_sides_name_the_one_that_was_crossed():
+    rules = stage(rule(below=1, above=10))
+    assert [judged(rules, value, first=at)[0].threshold for at, value in enumerate((11, 0))] == [10, 1]
+
+
+@pytest.mark.parametrize("value", [NAN, math.inf, -math.inf])
+def test_what_is_no_finite_number_is_found(value):
+    rules = stage(rule(form="nonfinite", severity="critical", message='"none since {step}"'))
+    [found] = judged(rules, 1.0, value)
+    assert (found.severity, found.message, found.first_step) == ("critical", "none since 1", 1)
+    assert math.isnan(found.threshold)
+
+
+def test_what_is_no_number_is_neither_beyond_a_bound_nor_safe():
+    rules = stage(rule(above=10))
+    assert judged(rules, NAN) == []
+    judged(rules, 11, first=1)
+    assert [one.state for one in judged(rules, NAN, first=2)] == ["firing"]
+
+
+def test_a_ratio_is_of_values_of_one_record():
+    rules = stage(rule(form="ratio", to="mine/work", above=2))
+    rules.add([block([[3, 2], [9, 3], [5, 0]], ("mine/heat", "mine/work"))], [])
+    [found] = rules.take()
+    assert (found.first_step, found.value) == (1, 3.0)
+
+
+def test_a_ratio_takes_the_last_value_of_another_record():
+    rules = stage(rule(form="ratio", to="mine/work", above=2))
+    work = block([10, 1], ("mine/work",), key_set=2)
+    rules.add([block([5, 5, 5]), work], [])
+    [found] = rules.take()
+    assert (found.first_step, found.value, found.count) == (1, 5.0, 2)
+
+
+def test_a_ratio_of_a_subject_is_to_the_same_subject():
+    rules = stage(rule(form="ratio", metric="mine/block/<block>", to="mine/part/<block>", above=2))
+    names = ("mine/block/a", "mine/block/b", "mine/part/a", "mine/part/b")
+    rules.add([block([[9, 9, 1, 9]], names)], [])
+    assert [one.finding for one in rules.take()] == ["hot/a@0"]
+
+
+def test_a_ratio_to_the_value_before_finds_a_jump():
+    rules = stage(rule(form="ratio", to="previous", above=2, clear=1.5))
+    judged(rules, 1, 1)
+    [found] = judged(rules, 3, first=2)
+    assert (found.first_step, found.value) == (2, 3.0)
+
+
+def test_a_further_condition_must_hold_too():
+    rules = stage(rule(above=10, also="[{metric: mine/work, below: 1}]"))
+    rules.add([block([[11, 2], [11, 0.5]], ("mine/heat", "mine/work"))], [])
+    assert [one.first_step for one in rules.take()] == [1]
+
+
+def test_an_epoch_is_judged_by_its_statistic_once():
+    rules = stage(rule(over="epoch", above=10, **{"for": "{epochs: 2, of: 3}"}))
+    for number in (1, 2):
+        rules.add_epochs([epoch(number, mine_heat=11)])
+    [found] = rules.take()
+    assert (found.state, found.rank, found.first_step, found.last_step) == ("firing", -1, 100, 200)
+    rules.add_epochs([epoch(2, mine_heat=1), epoch(2, mine_heat=1)])
+    assert rules.take() == []
+
+
+def test_first_epochs_are_not_judged_where_a_rule_says_so():
+    rules = stage(rule(over="epoch", above=10, warmup=2))
+    rules.add_epochs([epoch(1, mine_heat=11), epoch(2, mine_heat=11)])
+    assert rules.take() == []
+    rules.add_epochs([epoch(3, mine_heat=11)])
+    assert len(rules.take()) == 1
+
+
+def test_a_rule_can_be_switched_off_by_the_script():
+    assert judged(stage(rule(above=10), rules={"hot": False}), 11) == []
+
+
+def test_a_rule_can_be_set_otherwise_by_the_script():
+    rules = stage(rule(above=10), rules={"hot": {"above": 100, "severity": "info"}})
+    assert judged(rules, 11) == []
+    assert judged(rules, 101, first=1)[0].severity == "info"
+
+
+def test_a_rule_can_be_set_otherwise_by_the_collector_and_the_script_has_the_last_word():
+    by_collector = {"hot": Override(above=100)}
+    rules = Rules(Choices(), by_collector)
+    rules.add([block([11])], [start(stream(), rule(above=10))])
+    assert rules.take() == []
+    rules = Rules(Choices(), by_collector)
+    rules.add([block([11])], [start(stream(), rule(above=10), rules={"hot": {"above": 5}})])
+    assert len(rules.take()) == 1
+
+
+@pytest.mark.parametrize("said", [{"hot": {"above": "much"}}, {"hot": {"clear": 99}}, {"hut": False}])
+def test_what_cannot_be_set_so_is_said_and_the_rule_stays(said, capsys):
+    assert len(judged(stage(rule(above=10), rules=said), 11)) == 1
+    assert next(iter(said)) in capsys.readouterr().out
+
+
+def test_so_many_findings_of_a_rule_are_kept_and_no_more(capsys):
+    rules = stage(rule(metric="mine/block/<block>", above=10))
+    names = tuple(f"mine/block/{at}" for at in range(FINDINGS_MAX + 50))
+    rules.add([block([[11] * len(names)] * 3, names)], [])
+    assert len(rules.take()) == FINDINGS_MAX
+    assert capsys.readouterr().out.count("a rule found too much") == 1
+
+
+def test_rules_that_see_nothing_are_named_once(capsys):
+    rules = stage(rule(above=10), rule("cold", metric="mine/work", below=0))
+    judged(rules, 1)
+    for number in (1, 2):
+        rules.add_epochs([epoch(number, mine_heat=1)])
+    said = capsys.readouterr().out
+    assert said.count("none of what these rules read") == 1
+    assert "rules=cold" in said
+
+
+def test_a_fitting_profile_is_named_once_to_a_run_without(capsys):
+    rules = Rules(Choices())
+    rules.add([block([[1, 2]], ("train/loss/h0", "train/masking/mask_ratio"))], [])
+    for number in (1, 2):
+        rules.add_epochs([epoch(number)])
+    said = capsys.readouterr().out
+    assert said.count("a profile fits this run") == 1
+    assert "jepa" in said
+
+
+def test_a_run_without_a_profile_is_judged_by_the_common_part():
+    rules = Rules(Choices())
+    rules.add([block([1, NAN], ("train/loss_total",))], [])
+    assert [one.finding for one in rules.take()] == ["nonfinite_loss@1"]
