@@ -12,6 +12,7 @@ from support.journal_reader import read_scalars, read_tags
 from support.watched import batch, offline, small_net
 
 import sidestep
+from sidestep.probes import amp
 
 __all__ = ["offline"]
 
@@ -88,3 +89,13 @@ def test_a_training_is_the_same_with_and_without(offline) -> None:
         train(one, [False, True, False], offline, probes=probes)
         results.append(one.state_dict())
     assert results[0] == results[1]
+
+
+def test_on_a_device_both_numbers_stay_tensors_until_they_travel(offline, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As it is where reading the scale would wait: told apart by the type alone.
+    monkeypatch.setattr(amp, "scale_of", lambda scaler: [scaler._scale.clone().reshape(())])
+    added: list[torch.Tensor] = []
+    monkeypatch.setattr(amp.Series, "add", lambda _, values: added.append(values))
+    train(scaler(), [False, True, True, False], offline)
+    assert [values.tolist() for values in added] == [[1024.0, 0.0], [256.0, 2.0]]
+    assert all(values.dtype == torch.float32 for values in added)

@@ -35,7 +35,7 @@ class AmpProbe(Probe):
         self._wrappings = Wrappings()
         self._is_within = False
         self._recorded = -1
-        self._left_out: Tensor | None = None
+        self._left_out: Tensor | float = 0.0
 
     def attach(self, watched: Watched) -> None:
         """See every `update`, of the scaler that `watch` was given or of any."""
@@ -57,7 +57,7 @@ class AmpProbe(Probe):
         def update(*args: Any, **kwargs: Any) -> Any:
             if self.run.is_off or self._is_within or (self._given is not None and args[:1] != (self._given,)):
                 return original(*args, **kwargs)
-            before: list[Tensor] = []
+            before: list[Tensor | float] = []
             self.run.guard(lambda: before.extend(scale_of(args[0])))
             self._is_within = True  # a scaler of somebody's may call that of its base
             try:
@@ -70,23 +70,25 @@ class AmpProbe(Probe):
 
         return update
 
-    @torch.no_grad()
-    def _note(self, before: Tensor, scaler: Any) -> None:
+    def _note(self, before: Tensor | float, scaler: Any) -> None:
         (scale,) = scale_of(scaler)
         # torch lowers the scale after infinite gradients, and at no other time.
-        left_out = (scale < before).to(torch.float32)
-        self._left_out = left_out if self._left_out is None else self._left_out + left_out
+        self._left_out = self._left_out + (scale < before)  # a tensor where the scale is one
         if self.run.step == self._recorded:
             return
         self._recorded = self.run.step
-        values = torch.stack([scale, self._left_out])
-        self._left_out = None
-        self._series.add(tuple(values.tolist()) if values.device.type == "cpu" else values)
+        left_out, self._left_out = self._left_out, 0.0
+        if isinstance(scale, Tensor):
+            self._series.add(torch.stack([scale, torch.as_tensor(left_out).to(scale)]))
+        else:
+            self._series.add((scale, float(left_out)))
 
 
-def scale_of(scaler: Any) -> list[Tensor]:
-    """A copy of the scale, on its device; nothing for a scaler that is off, or has not scaled."""
+def scale_of(scaler: Any) -> list[Tensor | float]:
+    """The scale: a copy on its device, or a number on the CPU; nothing for a scaler that is off, or has not scaled."""
     scale = getattr(scaler, "_scale", None)  # `get_scale` would wait for the device
     if not scaler.is_enabled() or not isinstance(scale, Tensor):
         return []
+    if scale.device.type == "cpu":
+        return [scale.item()]
     return [scale.detach().reshape(()).to(torch.float32, copy=True)]
