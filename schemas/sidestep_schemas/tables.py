@@ -331,8 +331,8 @@ DERIVED_VIEWS: Final[dict[str, str]] = {
     "points_current": "points without abandoned branches: for each step of a run, metric and rank the latest attempt",
     "points_over_ranks": "the ranks of a step as one, of each its latest attempt: run, metric, step, ranks (how many "
     "have a value), reduction, value (combined by it), vmin and vmax over ranks, rank_min and rank_max (which they "
-    "are), and n_nonfinite. What is not finite is left out of means and extremes, and makes sums and norms so. Where fewer ranks "
-    "than usual have spoken yet, a sum or norm is of those",
+    "are), and n_nonfinite. What is not finite is left out of means and extremes, and makes sums and norms so. Where "
+    "fewer ranks than usual have spoken yet, a sum or norm is of those",
 }
 
 TABLE: Final[dict[str, Table]] = {table.name: table for table in TABLES}
