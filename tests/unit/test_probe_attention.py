@@ -209,17 +209,22 @@ def test_functions_are_wrapped_within_the_forward_pass_of_a_sampled_step_alone(o
     assert wrapped == [False, True, False, True, False]
 
 
-def test_a_forward_pass_that_raises_leaves_nothing_wrapped(offline: dict[str, Any]) -> None:
+def test_a_forward_pass_that_raises_is_over_with_the_next_one(offline: dict[str, Any]) -> None:
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     run = sidestep.watch(model, optimizer, probes={"attention": 1}, **offline)
     step(model, optimizer, 0)
     with pytest.raises(RuntimeError, match="shape"):
         model(torch.randn(2, 3, WIDTH + 1))
+    model.eval()
+    with torch.no_grad():
+        model(sequences(0))
+    model.train()
     assert (F.scaled_dot_product_attention, torch.softmax) == ORIGINALS
     assert "softmax" not in vars(Tensor)
     step(model, optimizer, 1)
     run.finish(timeout=0)
+    assert list(read_scalars(offline["dir"], "train/attention/layers.1.attn/entropy")) == [1]
 
 
 def test_of_many_modules_others_are_looked_at_evenly(offline: dict[str, Any]) -> None:

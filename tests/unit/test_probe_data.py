@@ -73,10 +73,7 @@ def test_padding_and_lengths(source: str) -> None:
     named = {"attention_mask": (tokens != 0).long()} if source == "mask" else {}
     probe = data.DataProbe(padding=0 if source == "padding" else None)
     probe.called((tokens,), named)
-    found = dict(
-        zip((tag for tags, _ in probe._found for tag in tags), torch.cat([v for _, v in probe._found]), strict=True)
-    )
-    assert [float(found[tag]) for tag in data.LENGTH_TAGS] == pytest.approx([0.5, 2.0, 3.0])
+    assert probe._found[data.LENGTH_TAGS].tolist() == pytest.approx([0.5, 2.0, 3.0])
 
 
 # --- labels ------------------------------------------------------------------------------------------------------

@@ -113,3 +113,29 @@ def test_nothing_is_read_back_from_a_tensor(offline: dict[str, Any]) -> None:
     plain, found = counts
     assert found["aten::scatter_add_"] > plain.get("aten::scatter_add_", 0)  # the probes did their work
     assert {name: found.get(name, 0) for name in WAITING} == {name: plain.get(name, 0) for name in WAITING}
+
+
+def test_sampling_compiles_a_watched_model_no_more_often_than_the_probes_of_time_do(offline: dict[str, Any]) -> None:
+    counts: list[int] = []
+    for names in (("throughput", "time"), MINE):
+        torch._dynamo.reset()
+        compiled: list[torch.fx.GraphModule] = []
+
+        def backend(graph: torch.fx.GraphModule, _inputs: object, compiled: Any = compiled) -> Any:
+            compiled.append(graph)
+            return graph.forward
+
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        folder = {**offline, "dir": offline["dir"] / names[0]}
+        probes = {**dict.fromkeys(registry.DEFAULTS, False), **dict.fromkeys(names, 2)}
+        run = sidestep.watch(model, optimizer, every=2, probes=probes, **folder)
+        whole = torch.compile(model, backend=backend)
+        for step in range(8):
+            F.cross_entropy(whole(torch.ones(4, 6) * step), torch.tensor([0, 1, 2, 0])).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        run.finish(timeout=0)
+        counts.append(len(compiled))
+    assert counts[1] <= counts[0]

@@ -1,8 +1,8 @@
 """What probes share that listen to one call of the model: the first one of a sampled step that trains.
 
-Two hooks hang on the model while a sample is open. Between them the probe may hang more, on modules inside, and
-whatever ends the call, an exception among it, ends that: nothing hangs inside of the model in a validation, for which
-torch has shorter ways that it does not take past a hook.
+Two hooks hang on the model while a sample is open. Between them the probe may hang more, on modules inside. Nothing
+hangs there in a validation, for which torch has shorter ways that it does not take past a hook. A call that raised is
+seen to have ended by the next one, or with the step: models are compiled anew for a hook that is told of it.
 """
 
 from __future__ import annotations
@@ -36,25 +36,25 @@ class FirstCall(Probe):
         self._removers: list[Callable[[], None]] = []
         self._inside: nn.Module | None = None
         self._over: list[nn.Module] = []
-        self._found: list[tuple[tuple[str, ...], Tensor]] = []
+        self._found: dict[tuple[str, ...], Tensor] = {}
         self._tags: tuple[str, ...] = ()
 
     def called(self, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
         """The model is called."""
 
     def returned(self, output: Any) -> None:
-        """It has returned; None where it raised."""
+        """It has returned; None where it raised, or its step ended first."""
 
     def keep(self, tags: tuple[str, ...], values: Tensor) -> None:
-        """Have numbers recorded with this step: as many as tags, in one tensor."""
-        self._found.append((tags, values))
+        """Have numbers recorded with this step: as many as tags, in one tensor; the last for the same tags."""
+        self._found[tags] = values
 
     def begin(self, step: int) -> None:  # noqa: ARG002
         """Hang hooks on the model."""
         self.forget()
         for part in callable_parts(self.watched.model):
             before = part.register_forward_pre_hook(self.hook(self._before), with_kwargs=True)
-            after = part.register_forward_hook(self.hook(self._after), always_call=True)
+            after = part.register_forward_hook(self.hook(self._after))
             self._removers += [before.remove, after.remove]
 
     def report(self, step: int) -> None:
@@ -63,18 +63,18 @@ class FirstCall(Probe):
         self.forget()
         if not found:
             return
-        tags = tuple(tag for names, _ in found for tag in names)
+        tags = tuple(tag for names in found for tag in names)
         if tags != self._tags:
             self._tags = tags  # the same tuple each time
-        home = home_of(values for _, values in found)
-        parts = [values.to(home, torch.float32, non_blocking=True).reshape(-1) for _, values in found]
+        home = home_of(found.values())
+        parts = [values.to(home, torch.float32, non_blocking=True).reshape(-1) for values in found.values()]
         self.run.record(self._tags, torch.cat(parts), step=step)
 
     def forget(self) -> None:
         """Take the hooks away."""
         for remove in self._removers:
             remove()
-        self._removers, self._found = [], []
+        self._removers, self._found = [], {}
         self._inside, self._over = None, []
 
     def detach(self) -> None:
@@ -82,6 +82,8 @@ class FirstCall(Probe):
         self.forget()
 
     def _before(self, module: nn.Module, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+        if self._inside is module:
+            self._end(None)  # it raised
         if self._inside is not None or not module.training or not torch.is_grad_enabled():
             return
         if module in self._over or (self._over and not self.of_each_part):
@@ -92,10 +94,13 @@ class FirstCall(Probe):
 
     def _after(self, module: nn.Module, _arguments: Any, output: Any) -> None:
         if self._inside is module:
-            self._inside = None
             self._over.append(module)
-            with torch.no_grad():
-                self.returned(output)
+            self._end(output)
+
+    def _end(self, output: Any) -> None:
+        self._inside = None
+        with torch.no_grad():
+            self.returned(output)
 
 
 def callable_parts(model: nn.Module) -> list[nn.Module]:

@@ -99,7 +99,7 @@ class LogitProbe(FirstCall):
             self._ship()
 
     def _arrived(self, gradient: Tensor, sample: object) -> None:
-        if sample is not self._found or any(tags == (GRADIENT_TAG,) for tags, _ in self._found):
+        if sample is not self._found or (GRADIENT_TAG,) in self._found:
             return  # of an earlier step, or a second backward pass
         with torch.no_grad():
             norm = torch.linalg.vector_norm(seen(gradient), dtype=torch.float32)
