@@ -58,7 +58,7 @@ def _block(stream: Stream, key_set: KeySet, rows: Sequence[tuple[Moment, Sequenc
     ats = [at for at, _ in rows]
     seq, t_ns, step = (np.array([getattr(at, name) for at in ats], np.int64) for name in ("seq", "t_ns", "step"))
     values = np.array([values for _, values in rows], np.float64).reshape(len(rows), len(key_set.names))
-    return ScalarBlock(stream, key_set, seq, t_ns, step, np.array([at.epoch for at in ats]), values)
+    return ScalarBlock(stream, key_set, seq, t_ns, step, np.array([at.epoch for at in ats], np.float64), values)
 
 
 def tails(recorded: Recorded, stop: int, wanted: Mapping[str, int]) -> Iterator[tuple[ScalarBlock, int]]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +17,13 @@ from sidestep_collector.analyse.protocol import Analyser, Given, Span, Values
 from sidestep_collector.analyse.registry import BUILT_IN
 from sidestep_collector.analyse.stage import FIRST_KEY_SET
 from sidestep_collector.analyse.windows import Window
-from sidestep_collector.blocks import Stream
+from sidestep_collector.blocks import Event, Histogram, Moment, Stream, Text
 from sidestep_collector.telemetry import Counters
 from sidestep_schemas import catalog
 from sidestep_schemas.errors import ConfigError
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "analysers.md"
+OTHER = Stream(b"stream 1", b"s" * 16, "another run", "project", 0, 0)
 
 
 class Running(Analyser):
@@ -136,14 +142,57 @@ def test_what_a_stream_logs_itself_is_given_only_until_then() -> None:
 def test_an_analyser_that_raises_is_counted_once_and_switched_off_for_its_run_alone() -> None:
     broken, counters = Broken(), Counters()
     analysis = Analysis([broken, Running()], counters)
-    other = Stream(b"stream 1", b"s" * 16, "another run", "project", 0, 0)
     blocks = []
-    for recorded in (counted(4), counted(4, other)):
+    for recorded in (counted(4), counted(4, OTHER)):
         for start in range(4):
             analysis.add(*recorded.decoded(start, start + 1))
             blocks += analysis.take()[0]
     assert (broken.calls, counters.analyser_failures) == (2, 2)
     assert len(points(blocks)["a_sum"]) == 8
+
+
+def gives(made: Callable[[Span], Any]) -> Analyser:
+    """An analyser that gives what `made` makes."""
+
+    class Odd(Running):
+        def add(self, span: Span) -> Iterator[Given]:
+            yield made(span)
+
+    return Odd()
+
+
+def ones(span: Span, rows: int, columns: int, *tags: str) -> Values:
+    series = span.series["a"]
+    at = (series.seq[:rows], series.t_ns[:rows], series.step[:rows], series.epoch[:rows])
+    return Values(tags, *at, np.ones((rows, columns)))
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda span: ones(span, 2, 1, "undeclared"),
+        lambda span: ones(span, 2, 2, "a_sum"),
+        lambda span: ones(span, 2, 2, "a_sum", "a_sum"),
+        lambda span: ones(span, 2, 0),
+        lambda span: replace(ones(span, 2, 1, "a_sum"), seq=np.array([0])),
+        lambda span: replace(ones(span, 2, 1, "a_sum"), seq=np.array([1, 0])),
+        lambda span: replace(ones(span, 2, 1, "a_sum"), step=np.array([0.5, 1.0])),
+        lambda span: replace(ones(span, 2, 1, "a_sum"), values=np.array([["x"], ["y"]])),
+        lambda span: {"a_sum": 1.0},
+        lambda span: Text(Moment(STREAM, 0, 0, 0, 0.0), "text", "a", None),  # type: ignore[arg-type]
+        lambda span: Text(Moment(OTHER, 0, 0, 0, 0.0), "text", "a", "b"),
+        lambda span: Event(Moment(STREAM, 0, 0, 0, 0.0), "x", {"y": object()}),
+        lambda span: Histogram(Moment(STREAM, 0, 0, 0, 0.0), "h", np.ones(3), np.ones(3)),
+        lambda span: span.series["a"].values.fill(0.0),
+    ],
+)
+def test_what_could_not_be_stored_is_a_failure_of_its_analyser(made: Callable[[Span], Any]) -> None:
+    counters = Counters()
+    analysis = Analysis([gives(made), Running()], counters)
+    analysis.add(*counted(3).decoded(0, 3))
+    blocks, items = analysis.take()
+    assert (counters.analyser_failures, items) == (1, [])
+    assert [block.values[:, 0].tolist() for block in blocks] == [[0, 1, 3]]
 
 
 def test_epochs_end_by_event_by_the_next_one_and_with_the_stream() -> None:
@@ -205,6 +254,11 @@ def test_every_built_in_gives_tags_that_the_catalogue_has() -> None:
         assert analyser.gives
         for tag in analyser.gives:
             assert catalog.find(tag.replace("*", "train/collapse/level0").replace("<", "").replace(">", "")), tag
+
+
+def test_every_built_in_is_on_the_page() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert [name for name in BUILT_IN if f"| `{name}` |" not in page] == []
 
 
 def test_analysers_that_cannot_be_loaded_are_told_all_at_once() -> None:

@@ -103,7 +103,7 @@ class Values:
         """Values at one moment."""
         seq, t_ns, step = (np.array([number], np.int64) for number in (moment.seq, moment.t_ns, moment.step))
         row = np.array([list(values.values())], np.float64)
-        return cls(tuple(values), seq, t_ns, step, np.array([moment.epoch]), row)
+        return cls(tuple(values), seq, t_ns, step, np.array([moment.epoch], np.float64), row)
 
 
 Given = Values | Histogram | Text | Event

@@ -12,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 import structlog
 
+from sidestep_collector.analyse.checks import Checks
 from sidestep_collector.analyse.plan import Planner
 from sidestep_collector.analyse.protocol import Analyser, Given, Values, matcher
 from sidestep_collector.analyse.state import State
@@ -38,6 +39,7 @@ class Analysis:
         self._analysers = analysers
         self._counters = counters
         self._planner = Planner(analysers)
+        self._checks = [Checks(analyser) for analyser in analysers]
         self._tensors = [matcher(analyser.tensors) for analyser in analysers]
         self._states: dict[bytes, State] = {}
         self._touched: dict[bytes, State] = {}
@@ -170,6 +172,8 @@ class Analysis:
                 continue
             try:
                 given = list(analyser.add(state.span(number, analyser, ended)))
+                for one in given:
+                    self._checks[number].check(one, state.stream)
             except Exception as error:  # noqa: BLE001 - whatever an analyser of somebody's raises
                 self._fail(state.stream, number, error)
                 continue

@@ -82,7 +82,10 @@ class Window:
     def _part(self, start: int) -> tuple[Array, ...]:
         if not self._arrays:
             return (*(np.empty(0, np.int64),) * 3, np.empty(0), np.empty((0, len(self.names))))
-        return tuple(array[start : self._size] for array in self._arrays)
+        views = tuple(array[start : self._size] for array in self._arrays)
+        for view in views:
+            view.flags.writeable = False
+        return views
 
     def _room(self) -> int:
         return len(self._arrays[0]) if self._arrays else 0
