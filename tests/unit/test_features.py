@@ -120,7 +120,7 @@ def test_outputs_of_modules_are_shipped_at_sampled_steps(offline: dict[str, Any]
                 expected["train/features/blocks.0_features", step] = first
                 expected["train/features/head_features", step] = model.head(middle)
         take_step(model, optimizer, step)
-        assert not model.head._forward_hooks or step in (0, 1, 3)
+        assert not model.head._forward_hooks
     run.finish(timeout=0)
     found = shipped(offline["dir"])
     assert set(found) == set(expected)

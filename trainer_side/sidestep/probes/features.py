@@ -1,8 +1,9 @@
 """Outputs of chosen modules as features: rows of them are shipped, and the collector says whether they collapse.
 
-Of a sampled step the first output of each module is taken, at most 256 rows of it (`Run.features`), as the tensor
-`train/features/<module>_features`. A row is what stands at one place: the last dimension of an output with up to
-three, else the second (channels of images). On a device the rows of all modules come home in one copy.
+In the model's first call of a sampled step the first output of each module is taken, at most 256 rows of it
+(`Run.features`), as the tensor `train/features/<module>_features`. A row is what stands at one place: the last
+dimension of an output with up to three, else the second (channels of images). On a device the rows of all modules come
+home in one copy.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from torch import Tensor, nn
 from sidestep.blocks import local
 from sidestep.errors import UsageError
 from sidestep.features import sampled
-from sidestep.probes.protocol import Probe, Watched
+from sidestep.probes.listening import FirstCall
+from sidestep.probes.protocol import Watched
 
 
-class FeatureProbe(Probe):
+class FeatureProbe(FirstCall):
     """Outputs of modules, as rows of features.
 
     Args:
@@ -28,8 +30,7 @@ class FeatureProbe(Probe):
     """
 
     name: ClassVar[str] = "features"
-    cost: ClassVar[int] = 2
-    hooks_forward: ClassVar[bool] = True
+    of_each_part: ClassVar[bool] = True
     every: int | str | None = 100
 
     def __init__(self, *, modules: Sequence[str] = (), every: int | str | None = None) -> None:
@@ -37,8 +38,8 @@ class FeatureProbe(Probe):
         if not modules or isinstance(modules, str):
             raise UsageError("features takes modules=, a list of names of modules")
         self._modules = tuple(modules)
-        self._removers: list[Callable[[], None]] = []
-        self._found: dict[str, Tensor] = {}
+        self._hanging: list[Callable[[], None]] = []
+        self._rows: dict[str, Tensor] = {}
 
     def attach(self, watched: Watched) -> None:
         """Find the modules.
@@ -52,16 +53,22 @@ class FeatureProbe(Probe):
         if missing:
             raise UsageError(f"the model has no module {missing[0]!r}; it has: {', '.join(filter(None, known))[:500]}")
 
-    def begin(self, step: int) -> None:  # noqa: ARG002
+    def called(self, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:  # noqa: ARG002
         """Hang hooks on the modules."""
-        self.forget()
         known = dict(self.watched.inner.named_modules())
         for name in self._modules:
-            self._removers.append(known[name].register_forward_hook(self.hook(self._listener(name))).remove)
+            if name not in self._rows:
+                self._hanging.append(known[name].register_forward_hook(self.hook(self._listener(name))).remove)
+
+    def returned(self, output: Any) -> None:  # noqa: ARG002
+        """Take them away."""
+        hanging, self._hanging = self._hanging, []
+        for remove in hanging:
+            remove()
 
     def report(self, step: int) -> None:
         """Ship what they have seen."""
-        found = self._found
+        found = self._rows
         self.forget()
         near = {name: rows for name, rows in found.items() if rows.device.type == "cpu"}
         self._ship(near, step)
@@ -73,24 +80,17 @@ class FeatureProbe(Probe):
             self._bring_home(group, step)
 
     def forget(self) -> None:
-        """Take the hooks away, and drop what they have seen."""
-        for remove in self._removers:
-            remove()
-        self._removers = []
-        self._found = {}
-
-    def detach(self) -> None:
-        """Take the hooks away."""
-        self.forget()
+        """Take every hook away, and drop what they have seen."""
+        super().forget()
+        self.returned(None)
+        self._rows = {}
 
     def _listener(self, name: str) -> Callable[..., None]:
         def listen(_module: nn.Module, _arguments: Any, output: Any) -> None:
-            if name in self._found or not torch.is_grad_enabled() or not self.watched.model.training:
-                return
-            tensor = first_tensor(output)
+            tensor = None if name in self._rows else first_tensor(output)
             if tensor is not None:
                 with torch.no_grad():
-                    self._found[name] = sampled(as_rows(local(tensor)))
+                    self._rows[name] = sampled(as_rows(local(tensor)))
 
         return listen
 
