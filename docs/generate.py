@@ -3,7 +3,7 @@
     python docs/generate.py            writes them
     python docs/generate.py --check    writes nothing; exits with 1 where one is out of date
 
-It imports `sidestep_schemas` only. What these pages say is changed in `catalog/` and `tables.py`, never here.
+What these pages say is changed in `catalog/`, `profiles/` and `tables.py`, never here.
 """  # noqa: INP001
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+from families import sections
 
 from sidestep_schemas.catalog import METRICS, Metric
 from sidestep_schemas.tables import DERIVED_VIEWS, STORE_VERSION, TABLES, Table
@@ -33,7 +35,7 @@ PLACES = {
 def metrics_page() -> str:
     """docs/metrics.md: every metric that sidestep gives a meaning to."""
     lines = [
-        NOTICE.format(source="sidestep_schemas/catalog"),
+        NOTICE.format(source="sidestep_schemas/catalog and profiles"),
         "# Metrics",
         "",
         "Every metric that sidestep itself produces or gives a meaning to. A name that is not here may be logged all",
@@ -45,6 +47,7 @@ def metrics_page() -> str:
             ("metric", "name", "unit", "taken", "better", "over ranks", "meaning"),
             map(_metric_row, METRICS),
         ),
+        *sections(_table),
     ]
     return "\n".join(lines) + "\n"
 

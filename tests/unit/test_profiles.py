@@ -2,15 +2,32 @@
 
 import json
 from importlib import resources
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from sidestep_collector.commands.profile import profile as command
-from sidestep_collector.profiles import COMMON, Choices, builtin, check, names, parse, suggested, vocabulary
+from sidestep_collector.profiles import (
+    COMMON,
+    Chart,
+    Choices,
+    MetricSpec,
+    Playbook,
+    Profile,
+    RuleSpec,
+    builtin,
+    check,
+    names,
+    parse,
+    suggested,
+    vocabulary,
+)
+from sidestep_collector.profiles.spec import Override, Step
 from sidestep_schemas.catalog import METRICS
 from sidestep_schemas.errors import ProfileError
 
+ROOT = Path(__file__).resolve().parents[2]
 HEAD = "name: mine\ntitle: Mine\nmeaning: What I train.\n"
 METRIC = """metrics:
   train/mine/energy:
@@ -218,3 +235,17 @@ def test_list_and_show_give_every_profile():
     assert "playbook collapse: Features collapse" in shown.output
     document = json.loads(CliRunner().invoke(command, ["show", "jepa", "--json"]).output)
     assert document["rules"]["collapse_effective_rank"]["for"] == {"steps": 8, "epochs": None, "of": 10}
+
+
+@pytest.mark.parametrize("model", [Profile, MetricSpec, RuleSpec, Chart, Playbook, Step, Override])
+def test_every_key_is_documented(model):
+    page = (ROOT / "docs" / "profiles.md").read_text(encoding="utf-8")
+    keys = {field.alias or name for name, field in model.model_fields.items()}
+    assert {key for key in keys if f"`{key}`" not in page} == set()
+
+
+def test_the_profile_in_the_documentation_is_right():
+    page = (ROOT / "docs" / "profiles.md").read_text(encoding="utf-8")
+    text = page.split("```yaml\n")[1].split("```")[0]
+    assert problems(text) == []
+    assert parse(text, "mine.yaml").rules["too_hot"].held.window == 10
