@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import datetime as dt
+import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -23,14 +24,12 @@ RESULTS = Path(__file__).parent / "results"
 PARTS = ("tensors", "steps", "bits", "peers", "memory")
 NOTE = """
 Two networks train in turn, one of them watched: figures are medians of differences within pairs, so that what else the
-machine does falls on both. "By sums" is the mean of the same differences: it also has what is rarer than one step in
-50, and all of the noise. A ratio of step times below 1 is noise, and says how large that is. How it is measured:
-benchmarks/overhead/turns.py. Host and device are one on a CPU: all that probes compute is in these figures, where on a
-GPU the host would only launch it.
+machine does falls on both; where its load is more than 1, only times of the thread's own CPU clock say much. "By sums"
+is the mean of the same differences: it also has what is rarer than one step in 50, and all of the noise. A ratio of
+step times below 1 is noise, and says how large that is. How it is measured: benchmarks/overhead/turns.py. Host and
+device are one on a CPU: all that probes compute is in these figures, where on a GPU the host would only launch it.
 """
-UNMEASURED = (
-    "GPU rows are not measured yet: `python benchmarks/bench_overhead.py --device cuda --write` measures them.\n"
-)
+UNMEASURED = "GPU rows are unmeasured: `python benchmarks/bench_overhead.py --device cuda --write` measures them."
 
 
 def main() -> None:
@@ -46,6 +45,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    sys.stdout.reconfigure(line_buffering=True)  # it takes minutes: whoever reads a file sees each table as it is done
     if arguments.memory:
         memory.measure(*arguments.memory, arguments.device)
     elif arguments.peer:
