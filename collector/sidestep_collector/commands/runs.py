@@ -10,8 +10,8 @@ import click
 import duckdb
 
 from sidestep_collector.commands.table import as_json, as_text
+from sidestep_collector.query.naming import resolve
 from sidestep_collector.store import connect
-from sidestep_schemas.errors import UsageError
 from sidestep_schemas.layout import data_dir
 
 _RUNS = """
@@ -40,9 +40,6 @@ from findings where run = ? and state <> 'pending'
 order by state, case severity when 'critical' then 0 when 'warning' then 1 else 2 end, first_step"""
 _FILES = "select path, bytes from files where contains(path, ?) order by path"
 _RUN = "select * from runs where run = ?"
-_CANDIDATES = """
-select run, name, case when run = $1 then 0 when starts_with(run, $1) then 1 else 2 end as how
-from runs where starts_with(run, $1) or name = $1 order by how, run"""
 
 _folder = click.option("--dir", "folder", metavar="DIR", help="Data folder; SIDESTEP_DIR, else ./sidestep-data.")
 _json = click.option("--json", "as_document", is_flag=True, help="Print one JSON document.")
@@ -68,7 +65,7 @@ def ls(folder: str | None, as_document: bool) -> None:
 def show(run: str, folder: str | None, as_document: bool) -> None:
     """Show one RUN: its id, the beginning of it, or its name."""
     with closing(connect(data_dir(folder))) as connection:
-        found = _resolve(connection, run)
+        found = resolve(connection, run)
         columns, rows = _ask(connection, _RUN, found)
         identity = dict(zip(columns, rows[0], strict=True))
         asked = {"findings": _FINDINGS, "attempts": _ATTEMPTS, "gaps": _GAPS, "metrics": _LAST, "epochs": _EPOCHS}
@@ -85,22 +82,6 @@ def show(run: str, folder: str | None, as_document: bool) -> None:
     for name, (head, body) in parts.items():
         if body:
             click.echo(f"\n{name}\n{as_text(head, body)}")
-
-
-def _resolve(connection: duckdb.DuckDBPyConnection, given: str) -> str:
-    """The one run that is meant: an exact id, else the only beginning, else the only name."""
-    _, rows = _ask(connection, _CANDIDATES, given)
-    for how in range(3):
-        ids = [str(row[0]) for row in rows if row[2] == how]
-        if len(ids) == 1:
-            return ids[0]
-        if ids:
-            raise UsageError(
-                f"{given!r} may be any of {len(ids)} runs: {', '.join(ids[:8])}{' ...' if ids[8:] else ''}"
-            )
-    _, known = _ask(connection, "select run from runs order by started desc limit 8")
-    there = f"; there are {', '.join(str(row[0]) for row in known)}" if known else "; there are no runs yet"
-    raise UsageError(f"no run {given!r}{there}")
 
 
 def _ask(connection: duckdb.DuckDBPyConnection, query: str, *given: str) -> tuple[list[str], Sequence[tuple[Any, ...]]]:
