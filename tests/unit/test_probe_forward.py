@@ -153,7 +153,7 @@ def test_a_rectifier_with_an_upper_end_is_saturated_there_alone() -> None:
 
 def test_an_output_of_zeros_alone_has_no_massive_ratio() -> None:
     found = activations.measure(nn.Linear(1, 1), torch.zeros(8, 8))
-    assert found["massive_ratio"].item() == found["std"].item() == 0.0
+    assert found["massive_ratio"].item() == found["std"].item() == found["kurtosis"].item() == 0.0
 
 
 # --- logits ------------------------------------------------------------------------------------------------------

@@ -104,7 +104,7 @@ def chosen(model: nn.Module, most: int) -> list[tuple[str, nn.Module]]:
 
 
 def measure(module: nn.Module, output: Tensor) -> dict[str, Tensor]:
-    """Numbers of an output by the last part of their tag, each a tensor of no dimension. None needs a copy of it.
+    """Numbers of an output by the last part of their tag, each a tensor of no dimension. On a device no copy is made of it.
 
     A unit is an index of the last dimension of an output with up to three, else of the second; it is dead where it
     is zero for the whole batch. Kurtosis is E[x⁴] / E[x²]², about zero, and 3 of normal numbers around it; the massive
@@ -120,7 +120,7 @@ def measure(module: nn.Module, output: Tensor) -> dict[str, Tensor]:
         "rms": rms,
         "absmax": absmax,
         "std": (rms.square() - output.mean(dtype=wide).square()).clamp(min=0).sqrt(),
-        "kurtosis": (torch.linalg.vector_norm(output, 4, dtype=wide) / (size**0.25 * rms)) ** 4,
+        "kurtosis": torch.where(rms > 0, _fourth_moment(output, wide) / rms**4, 0.0),
         "zero_share": 1 - output.count_nonzero() / size,
     }
     if not isinstance(module, _RECTIFIERS):
@@ -131,6 +131,12 @@ def measure(module: nn.Module, output: Tensor) -> dict[str, Tensor]:
     if isinstance(module, _SQUASHERS):
         found["saturated_share"] = _saturated_share(module, output)
     return found
+
+
+def _fourth_moment(output: Tensor, wide: torch.dtype) -> Tensor:
+    if output.device.type == "cpu":  # there raising to the fourth power takes 28 times as long as squaring a copy
+        return output.to(wide).square().square().mean()
+    return torch.linalg.vector_norm(output, 4, dtype=wide) ** 4 / output.numel()
 
 
 def _dead_share(output: Tensor) -> Tensor:
