@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 from typing import Any, NamedTuple
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 from support.journal_reader import read_scalars, read_tags
 from support.watched import batch, offline, small_net
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import sidestep
 from sidestep.errors import UsageError
@@ -98,6 +101,47 @@ def test_two_calls_of_the_model_for_one_loss_are_one_part(offline: dict[str, Any
     optimizer.step()
     run.finish(timeout=0)
     check(offline["dir"], 1, expected_of(parts, 16))
+
+
+class Checkpointed(nn.Module):
+    """One layer twice, each time computed anew in the backward pass, which is then several in one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.head = nn.Linear(6, 6), nn.Linear(6, 2)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        inputs = inputs.requires_grad_()
+        for _ in range(2):
+            inputs = checkpoint(self.body, inputs, use_reentrant=True)
+        return self.head(inputs)
+
+
+def test_a_backward_pass_inside_of_another_is_part_of_it(offline: dict[str, Any]) -> None:
+    model = Checkpointed()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    run = sidestep.watch(model, optimizer, probes={"noise": 1}, **offline)
+    optimizer.step()
+    parts: list[Tensor] = []
+    for part in range(3):
+        before = flat([torch.zeros_like(entry) if entry.grad is None else entry.grad for entry in model.parameters()])
+        backward(model, part)
+        parts.append(flat([entry.grad for entry in model.parameters()]) - before)
+    optimizer.step()
+    run.finish(timeout=0)
+    check(offline["dir"], 1, expected_of(parts, 24))
+
+
+def test_a_copy_of_a_model_that_is_listened_to_has_no_hooks(offline: dict[str, Any]) -> None:
+    model = small_net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    sidestep.watch(model, optimizer, probes={"noise": 1}, **offline)
+    optimizer.step()
+    assert model.head.weight._backward_hooks
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert not other.head.weight._backward_hooks
+        assert not other.head.weight._post_accumulate_grad_hooks
 
 
 def test_one_backward_pass_a_step_has_no_noise(offline: dict[str, Any]) -> None:
