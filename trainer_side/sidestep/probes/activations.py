@@ -104,7 +104,7 @@ def chosen(model: nn.Module, most: int) -> list[tuple[str, nn.Module]]:
 
 
 def measure(module: nn.Module, output: Tensor) -> dict[str, Tensor]:
-    """Numbers of an output by the last part of their tag, each a tensor of no dimension. On a device no copy is made of it.
+    """Numbers of an output by the last part of their tag, each a tensor of no dimension. No copy on a device.
 
     A unit is an index of the last dimension of an output with up to three, else of the second; it is dead where it
     is zero for the whole batch. Kurtosis is E[x⁴] / E[x²]², about zero, and 3 of normal numbers around it; the massive
