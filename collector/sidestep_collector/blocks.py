@@ -157,6 +157,23 @@ class EpochRows:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredValues:
+    """Values of a metric on one rank in one epoch, by rising step; `reduction` is how ranks combine, as on the wire.
+
+    `steps` and `values` have the same length.
+    """
+
+    run: str
+    rank: int
+    attempt: int
+    epoch: int
+    metric: str
+    reduction: str
+    steps: NDArray[np.int64]
+    values: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
 class EpochSummary:
     """An epoch of a run that has ended, over all its ranks: what the epoch document is made from.
 

@@ -278,11 +278,12 @@ class Pipeline:
         self._epochs.restore(
             rows=[row for tail in tails for row in self._store.epoch_rows(tail.run, tail.since_epoch)],
             runs=[
-                RunHistory(tail.run, known.project, known.started_ns, tail.reached)
+                RunHistory(tail.run, known.project, known.started_ns, tail.reached, tail.values is not None)
                 for tail in tails
                 for known in (runs[uids[tail.run]],)
             ],
             events=[event for tail in tails for event in tail.events],
+            values=[values for tail in tails for values in tail.values or ()],
         )
         self._rules.restore([event for tail in tails for event in tail.events], self._store.findings(uids))
         self._restore_analysis(root, going_on, tails)

@@ -1,12 +1,15 @@
 """Epochs of several ranks: sums, maxima, norms and ratios step by step, against a plain recomputation."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from sidestep_collector.aggregate import EpochAggregator, ranks
-from sidestep_collector.blocks import Event, KeySet, Moment, ScalarBlock, Stream
+from sidestep_collector.aggregate import EpochAggregator, RunHistory, ranks
+from sidestep_collector.blocks import Batch, Event, KeySet, Moment, Progress, ScalarBlock, Stream
+from sidestep_collector.store import Store
+from sidestep_collector.store.resume import read_tails
 
 STEPS = 6
 RNG = np.random.default_rng(7)
@@ -114,3 +117,45 @@ def test_values_above_the_bound_make_the_number_unknown_not_wrong(monkeypatch):
 def test_the_last_of_several_values_of_a_step_counts():
     found = summary(block(0, ("m",), [1.0, 3.0], ("l2",), steps=(5, 5)), block(1, ("m",), [4.0], ("l2",), steps=(5,)))
     assert (found["m"]["n"], found["m"]["mean"]) == (1, 5.0)
+
+
+def test_an_epoch_goes_on_over_a_restart(tmp_path):
+    """What the first collector stored and what the second receives are one epoch."""
+    said, names = ("l2", "rms:n", ""), ("n", "ratio", "perf/samples_per_sec")
+    values = RNG.random((2, STEPS, 3))
+
+    def part(rank: int, rows: slice) -> ScalarBlock:
+        every = block(rank, names, values[rank], said)
+        return replace(
+            every, **{name: getattr(every, name)[rows] for name in ("seq", "t_ns", "step", "epoch", "values")}
+        )
+
+    streams = [stream(rank) for rank in (0, 1)]
+    starts = [event(rank, 0, "start", world_size=2) for rank in (0, 1)]
+    first = EpochAggregator()
+    before = [part(rank, slice(0, 4)) for rank in (0, 1)]
+    first.add(before, starts)
+    store = Store.open(tmp_path)
+    key_sets = [(one.stream, one.key_set) for one in before]
+    progress = [Progress(of, 5, 0, ended=False) for of in streams]
+    store.commit(Batch(before, list(starts), first.take()[0], progress=progress, key_sets=key_sets), {})
+
+    (tail,) = read_tails(tmp_path, streams)
+    second = EpochAggregator()
+    history = RunHistory("r", "p", 1, tail.reached, tail.values is not None)
+    second.restore(store.epoch_rows("r", 0), [history], tail.events, tail.values or ())
+    store.close()
+    second.add([part(rank, slice(4, None)) for rank in (0, 1)], [event(rank, 100, "end") for rank in (0, 1)])
+
+    whole = summary(*(block(rank, names, values[rank], said) for rank in (0, 1)))
+    found = second.take()[1][0].statistics
+    for name in names:
+        assert found[name] == pytest.approx(whole[name])
+
+
+def test_what_a_restart_does_not_know_is_not_guessed():
+    first, second = EpochAggregator(), EpochAggregator()
+    first.add([block(rank, ("n",), [3.0], ("l2",)) for rank in (0, 1)], [])
+    second.restore(first.take()[0], [RunHistory("r", "p", 1)])
+    second.add([block(rank, ("n",), [4.0], ("l2",)) for rank in (0, 1)], [event(rank, 100, "end") for rank in (0, 1)])
+    assert second.take()[1][0].statistics["n"]["mean"] is None

@@ -21,7 +21,7 @@ from sidestep_collector.aggregate.clock import Clock, EpochState
 from sidestep_collector.aggregate.columns import Columns, Tally
 from sidestep_collector.aggregate.moments import Moments
 from sidestep_collector.aggregate.summary import summarise
-from sidestep_collector.blocks import EpochRows, EpochSummary, Event, Item, ScalarBlock, Stream
+from sidestep_collector.blocks import EpochRows, EpochSummary, Event, Item, ScalarBlock, StoredValues, Stream
 
 #: A number that is no epoch of anybody: floor() of it would leave the integers that float64 holds exactly.
 EPOCH_LIMIT: Final = 2.0**53
@@ -38,12 +38,14 @@ class RunHistory:
     Attributes:
         started_t_ns: time of its first start event, else of its first record; 0 for unknown.
         reached: for an epoch, its greatest step and the time of its last record.
+        has_values: whether its stored values are handed over too.
     """
 
     run: str
     project: str
     started_t_ns: int
     reached: Mapping[int, tuple[int, int]] = field(default_factory=dict[int, tuple[int, int]])
+    has_values: bool = False
 
 
 @dataclass(slots=True)
@@ -71,7 +73,13 @@ class EpochAggregator:
         self._touched: dict[tuple[bytes, int], tuple[Stream, EpochState]] = {}
         self._news: dict[str, None] = {}
 
-    def restore(self, rows: Iterable[EpochRows], runs: Iterable[RunHistory], events: Iterable[Event] = ()) -> None:
+    def restore(
+        self,
+        rows: Iterable[EpochRows],
+        runs: Iterable[RunHistory],
+        events: Iterable[Event] = (),
+        values: Iterable[StoredValues] = (),
+    ) -> None:
         """Resume after a restart, before anything is added.
 
         Args:
@@ -80,6 +88,8 @@ class EpochAggregator:
             runs: what is known of the runs.
             events: stored events of the runs in the order of their seq: with them, the time that the open
                 epoch took is known, and which epochs have ended.
+            values: of runs of several ranks, all that is stored of metrics that ranks combine otherwise than by their
+                mean. Of a run whose history has none, such metrics of the restored epochs are unknown.
         """
         histories = {history.run: history for history in runs}
         for history in histories.values():
@@ -88,10 +98,12 @@ class EpochAggregator:
             state = self._clock(row.stream).record(row.epoch)
             history = histories.get(row.stream.run)
             state.global_step, state.last_t_ns = (history.reached if history else {}).get(row.epoch, (-1, 0))
-            state.kept.is_whole = False
+            state.kept.is_whole = history is not None and history.has_values
             tally = state.tallies[-1 - len(state.tallies)] = Tally(row.names)
             found = Moments(row.n, row.n_nonfinite, row.vmin, row.vmax, row.mean, row.m2)
             tally.restore(Columns(found, row.vfirst, row.vlast, row.first_seq, row.last_seq))
+        for stored in values:
+            self._restore_values(stored)
         for event in events:
             self._event(event)
         for run in self._runs.values():
@@ -116,6 +128,13 @@ class EpochAggregator:
                 self._part(signal)
             else:
                 self._event(signal)
+
+    def _restore_values(self, stored: StoredValues) -> None:
+        run = self._runs.get(stored.run)
+        for clock in run.clocks.values() if run is not None else ():
+            state = clock.epochs.get(stored.epoch)
+            if (clock.stream.rank, clock.stream.attempt) == (stored.rank, stored.attempt) and state is not None:
+                state.kept.restore(stored.metric, stored.reduction, stored.steps, stored.values)
 
     def end(self, stream: Stream) -> None:
         """A stream is over without having said so (its process is gone): its open epoch ends."""

@@ -69,6 +69,13 @@ class Kept:
             for column, tag, _ in columns:
                 self._parts.setdefault(tag, []).append(_Series(steps, values[:, column].astype(np.float64)))
 
+    def restore(self, tag: str, said: str, steps: Integers, values: Floats) -> None:
+        """Take what was stored of a metric."""
+        reduction = parsed(said)
+        if reduction != Reduction(MEAN):
+            self.reductions[tag] = reduction
+        self._parts.setdefault(tag, []).append(_Series(steps, values))
+
     def series(self, tag: str) -> _Series | None:
         """The values of a metric; of several of one step the last."""
         parts = self._parts.get(tag)
