@@ -33,7 +33,7 @@ HEAVY = {
 }
 #: psutil (0.3 MB) and nvidia-ml-py (0.1 MB, pure Python) read the machine: people expect that of a tracker by default.
 BASE_DEPENDENCIES = {"pyzmq", "msgpack", "click", "psutil", "nvidia-ml-py"}
-WHEEL_LIMIT_BYTES = 400_000
+WHEEL_LIMIT_BYTES = 600_000
 PACKAGES = ("sidestep", "sidestep_collector", "sidestep_schemas")
 
 
