@@ -14,8 +14,9 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-#: Copies from a device that may be under way at once; a further one is skipped and counted.
-DEVICE_SLOTS: Final = 3
+#: Copies from a device that may be under way at once: those of three samples by some twenty probes. A further one is
+#: skipped and counted.
+DEVICE_SLOTS: Final = 64
 NAME_BYTES_MAX: Final = 1024
 
 
