@@ -112,6 +112,7 @@ def status(pipeline: Pipeline) -> dict[str, Any]:
         "commit": pipeline.committer.times.as_dict(),
         "pending_bytes": pipeline.pending_bytes(),
         "failing": pipeline.committer.failing,
+        "webhook": pipeline.notifier.as_dict(),
     }
 
 

@@ -24,12 +24,12 @@ import msgspec
 
 from sidestep_collector.aggregate import EpochAggregator, Live, PeriodAggregator, RunHistory
 from sidestep_collector.analyse import Analysis, load
-from sidestep_collector.blocks import Batch, Event, Item, KeySet, Progress, ScalarBlock, Stream
+from sidestep_collector.blocks import Batch, Event, Finding, Item, KeySet, Progress, ScalarBlock, Stream
 from sidestep_collector.commit import Committer
 from sidestep_collector.config import Config
 from sidestep_collector.decode import Decoder
 from sidestep_collector.intake import Intake
-from sidestep_collector.notify import Notifier
+from sidestep_collector.notify import Notifier, message
 from sidestep_collector.profiles import Choices
 from sidestep_collector.quarantine import Quarantine
 from sidestep_collector.receive import Registry, Sockets
@@ -190,6 +190,14 @@ class Pipeline:
                 },
             )
 
+    def _feed_findings(self, findings: list[Finding]) -> None:
+        told = [finding for finding in findings if finding.news]
+        if told and self._sockets.watched:
+            uids = {state.stream.run: state.stream.run_uid for state in self.registry.states()}
+            for finding in told:
+                if (uid := uids.get(finding.run)) in self._sockets.watched:
+                    self._sockets.feed(uid, {"t_ns": finding.last_t_ns, **message(finding)})
+
     def _is_due(self) -> bool:
         """Whether what is gathered makes a batch: a large one at once, a small one when the committer is free."""
         if self._batch.nbytes >= _BATCH_BYTES:
@@ -208,6 +216,7 @@ class Pipeline:
         batch.periods = self._periods.add(batch.summaries)
         self._rules.add_epochs(batch.summaries)
         batch.findings = self._rules.take()
+        self._feed_findings(batch.findings)
         batch.progress = [
             Progress(state.stream, state.received, state.lost, state.ended) for state in self._intake.touched.values()
         ]

@@ -55,7 +55,7 @@ def status(folder: str | None, collector: str | None, *, as_document: bool) -> N
 def tail(
     folder: str | None, collector: str | None, records: int, timeout: float, run: str, *, as_document: bool
 ) -> None:
-    """Follow what RUN logs, as it comes in; with --json a line a record."""
+    """Follow what RUN logs, as it comes in, and what its rules find; with --json a line a record."""
     address = _address(folder, collector)
     streams = ask(address, {"ask": "status"})["streams"]
     uids = {stream["run_uid"] for stream in streams if run in (stream["run"], f"{stream['project']}/{stream['run']}")}
@@ -114,6 +114,8 @@ def _address(folder: str | None, collector: str | None) -> str:
 
 def _line(record: dict[str, Any]) -> str:
     clock = time.strftime("%H:%M:%S", time.localtime(record["t_ns"] / 1e9))
+    if "finding" in record:
+        return f"{clock}  {record['severity']} {record['state']}: {record['rule']}: {record['message']}"
     values = "  ".join(f"{name} {_short(value)}" for name, value in list(record["values"].items())[:8])
     more = f"  (+{len(record['values']) - 8})" if len(record["values"]) > 8 else ""
     return f"{clock}  rank {record['rank']}  step {record['step']:>7}  {values}{more}"

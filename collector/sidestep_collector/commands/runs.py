@@ -10,6 +10,7 @@ import click
 import duckdb
 
 from sidestep_collector.commands.table import as_json, as_text
+from sidestep_collector.profiles import suggested
 from sidestep_collector.query.naming import resolve
 from sidestep_collector.store import connect
 from sidestep_schemas.layout import data_dir
@@ -71,14 +72,17 @@ def show(run: str, folder: str | None, as_document: bool) -> None:
         asked = {"findings": _FINDINGS, "attempts": _ATTEMPTS, "gaps": _GAPS, "metrics": _LAST, "epochs": _EPOCHS}
         parts = {name: _ask(connection, query, found) for name, query in asked.items()}
         parts["files"] = _ask(connection, _FILES, f"/{found}/")
+    fitting = [] if identity["profile"] else suggested(row[0] for row in parts["metrics"][1])
     if as_document:
         lists = {name: [dict(zip(head, row, strict=True)) for row in body] for name, (head, body) in parts.items()}
-        click.echo(as_json({**identity, **lists}))
+        click.echo(as_json({**identity, "suggested_profiles": fitting, **lists}))
         return
     width = max(map(len, identity))
     for name, value in identity.items():
         if value not in (None, [], ""):
             click.echo(f"{name:<{width}}  {value}")
+    if fitting:
+        click.echo(f"{'profile':<{width}}  none; fitting: {', '.join(fitting)}: sidestep.init(profile={fitting[0]!r})")
     for name, (head, body) in parts.items():
         if body:
             click.echo(f"\n{name}\n{as_text(head, body)}")

@@ -6,6 +6,6 @@ own. The room never makes anybody wait: what cannot be delivered is counted and 
 
 from __future__ import annotations
 
-from sidestep_collector.notify.notifier import Notifier
+from sidestep_collector.notify.notifier import Notifier, message
 
-__all__ = ["Notifier"]
+__all__ = ["Notifier", "message"]
