@@ -1,8 +1,9 @@
-"""Decode, analyse and aggregate on one core: scalars a second in bulk, frames a second with one record each.
+"""Decode, analyse, aggregate and judge on one core: scalars a second in bulk, frames a second with one record each.
 
     python benchmarks/bench_ingest.py [--json]
 
-Bulk is what a drain thread ships when it has much to say: bodies of 256 KiB with 100 values a record. One
+Bulk is what a drain thread ships when it has much to say: bodies of 256 KiB with 100 values a record; `judged` is the
+same where rules read 61 of them, all within bounds. One
 record a frame is what 100 quiet runs send; a flush of the collector falls on each 4000 frames.
 Bars: 50 million scalars a second, 40 thousand frames a second. Prints the median of five.
 """
@@ -10,6 +11,7 @@ Bars: 50 million scalars a second, 40 thousand frames a second. Prints the media
 from __future__ import annotations
 
 import json
+import logging
 import statistics
 import sys
 import time
@@ -17,11 +19,14 @@ import zlib
 
 import msgpack
 import numpy as np
+import structlog
 
 from sidestep_collector.aggregate import EpochAggregator, Live
 from sidestep_collector.analyse import Analysis, load
 from sidestep_collector.blocks import KeySet, Stream
 from sidestep_collector.decode import Decoder, decode_frame
+from sidestep_collector.profiles import Choices
+from sidestep_collector.rules import Rules
 from sidestep_collector.telemetry import Counters
 from sidestep_schemas.wire import (
     DTYPE_FLOAT32,
@@ -63,9 +68,19 @@ def key_set(values: int, dtype: int) -> KeySet:
     return KeySet(1, dtype, "step", tuple(f"train/metric_{index}" for index in range(values)), ())
 
 
+def judged_key_set(values: int, dtype: int) -> KeySet:
+    """Names of which rules read the loss, and 30 blocks by their gradient and update."""
+    read = ["train/loss_total"]
+    read += [f"train/{group}/block_{index}" for group in ("gradients", "updates") for index in range(30)]
+    names = [*read, *(f"train/metric_{index}" for index in range(values - len(read)))]
+    return KeySet(1, dtype, "step", tuple(names), ())
+
+
 def bulk(dtype: int) -> tuple[list[tuple[Stream, bytes]], int]:
     source = stream(0)
-    values = np.random.default_rng(0).normal(size=(1000, 100)).astype("<f4" if dtype == DTYPE_FLOAT32 else "<f8")
+    values = (
+        np.random.default_rng(0).uniform(0.001, 1, size=(1000, 100)).astype("<f4" if dtype == DTYPE_FLOAT32 else "<f8")
+    )
     per_frame = RANGE_BYTES // len(record(0, values[0].tobytes(), dtype))
     frames = []
     for first in range(0, BULK_FRAMES * per_frame, per_frame):
@@ -87,7 +102,7 @@ def small() -> tuple[list[tuple[Stream, bytes]], int]:
 
 def seconds(frames: list[tuple[Stream, bytes]], names: KeySet, frames_a_flush: int) -> float:
     decoder, aggregator, live = Decoder(), EpochAggregator(), Live()
-    analysis = Analysis(load(), Counters())
+    analysis, rules = Analysis(load(), Counters()), Rules(Choices())
     for source in {source.key: source for source, _ in frames}.values():
         decoder.restore(source, [names])
     start = time.perf_counter()
@@ -100,17 +115,24 @@ def seconds(frames: list[tuple[Stream, bytes]], names: KeySet, frames_a_flush: i
             derived, _ = analysis.take()
             blocks = decoded.blocks + derived
             aggregator.add(blocks, decoded.items)
+            rules.add(blocks, decoded.items)
             live.add(blocks)
-            aggregator.take()
+            _, summaries = aggregator.take()
+            rules.add_epochs(summaries)
+            assert rules.take() == []
     return time.perf_counter() - start
 
 
 def main() -> None:
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     results: dict[str, float] = {}
     for name, dtype in (("float32", DTYPE_FLOAT32), ("float64", DTYPE_FLOAT64)):
         frames, scalars = bulk(dtype)
         took = statistics.median(seconds(frames, key_set(100, dtype), BULK_FRAMES_A_FLUSH) for _ in range(REPEATS))
         results[f"bulk_{name}_scalars_per_second"] = scalars / took
+        names = judged_key_set(100, dtype)
+        took = statistics.median(seconds(frames, names, BULK_FRAMES_A_FLUSH) for _ in range(REPEATS))
+        results[f"bulk_{name}_judged_scalars_per_second"] = scalars / took
     frames, count = small()
     names = key_set(SMALL_VALUES, DTYPE_FLOAT64)
     took = statistics.median(seconds(frames, names, SMALL_FRAMES_A_FLUSH) for _ in range(REPEATS))

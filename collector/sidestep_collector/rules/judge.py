@@ -53,6 +53,20 @@ def judge(spec: RuleSpec, values: Floats, to: Floats | None, also: list[Floats],
     return Judged(values, codes, _worse(spec, values) & hit)
 
 
+def may_hit(spec: RuleSpec, values: NDArray[np.floating[Any]]) -> bool:
+    """Whether any value may be a hit of a rule that compares none: never wrong where it says no.
+
+    It works on values as they came. A bound is rounded to their type, hence the values that equal it count.
+    """
+    if spec.form == "nonfinite":
+        return not bool(np.isfinite(values).all())
+    with np.errstate(invalid="ignore", over="ignore"):
+        kind = values.dtype.type
+        if spec.above is not None and bool((values >= kind(spec.above)).any()):
+            return True
+        return spec.below is not None and bool((values <= kind(spec.below)).any())
+
+
 def _nonfinite(values: Floats) -> tuple[Flags, Flags]:
     finite = np.isfinite(values)
     return ~finite, finite

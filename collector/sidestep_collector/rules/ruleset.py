@@ -49,10 +49,13 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What a rule reads of a record: columns of its metric, and for each the tags of what it is compared with."""
+    """What a rule reads of a record: columns of its metric, and for each the tags of what it is compared with.
+
+    Columns side by side are a slice, which costs no copy.
+    """
 
     rule: Rule
-    columns: NDArray[np.intp]
+    columns: NDArray[np.intp] | slice
     tags: tuple[str, ...]
     subjects: tuple[str, ...]
     to: tuple[str, ...] | None
@@ -63,14 +66,8 @@ class Part:
         for at in range(len(self.tags)):
             one = slice(at, at + 1)
             to = None if self.to is None else self.to[one]
-            yield Part(
-                self.rule,
-                self.columns[one],
-                self.tags[one],
-                self.subjects[one],
-                to,
-                tuple(tags[one] for tags in self.also),
-            )
+            also = tuple(tags[one] for tags in self.also)
+            yield Part(self.rule, one, self.tags[one], self.subjects[one], to, also)
 
 
 class RuleSet:
@@ -125,7 +122,12 @@ class RuleSet:
         to = None if spec.to in (None, PREVIOUS) else tuple(_filled(str(spec.to), subject) for subject in subjects)
         also = tuple(tuple(_filled(one.metric, subject) for subject in subjects) for one in spec.also)
         tags = tuple(names[column] for column in columns)
-        return Part(rule, np.array(columns), tags, tuple(subjects), to, also)
+        return Part(rule, _index(columns), tags, tuple(subjects), to, also)
+
+
+def _index(columns: list[int]) -> NDArray[np.intp] | slice:
+    first, end = columns[0], columns[-1] + 1
+    return slice(first, end) if end - first == len(columns) else np.array(columns)
 
 
 def _filled(pattern: str, subject: str) -> str:

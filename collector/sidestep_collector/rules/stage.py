@@ -21,7 +21,7 @@ from sidestep_collector.blocks import EpochSummary, Event, Finding, Item, Scalar
 from sidestep_collector.profiles import Choices, RuleSpec, suggested
 from sidestep_collector.profiles.spec import PREVIOUS, Override
 from sidestep_collector.rules.casebook import Casebook, When
-from sidestep_collector.rules.judge import Floats, judge
+from sidestep_collector.rules.judge import Floats, Judged, judge, may_hit
 from sidestep_collector.rules.ruleset import Part, RuleSet, RuleSets
 from sidestep_collector.rules.track import Track
 
@@ -32,9 +32,10 @@ ALL_RANKS: Final = -1
 #: Values of a compared metric that are remembered: those up to the oldest record that may yet come.
 _COMPARED_KEPT: Final = 256
 
+Steps = NDArray[np.int64]
 _Key = tuple[Any, ...]
 #: seq and values of a metric that others are compared with.
-_History = tuple[NDArray[np.int64], Floats]
+_History = tuple[Steps, Floats]
 
 
 @dataclass(slots=True)
@@ -139,17 +140,30 @@ class Rules:
     def _judge(self, block: ScalarBlock) -> None:
         run = self._runs[block.stream.run]
         for part in run.rules.plan(block.key_set.names):
-            key = (block.stream.key, block.key_set.id, part.rule.name)
-            spec = part.rule.spec
-            values = block.values[:, part.columns].astype(np.float64)
-            steps = np.where(block.step < 0, block.seq, block.step)
-            to = _previous(run, key, values) if spec.to == PREVIOUS else None
-            if part.to is not None:
-                to = _compared(run, block, part.to)
-            also = [_compared(run, block, tags) for tags in part.also]
-            judged = judge(spec, values, to, also, steps < part.rule.warmup)
-            when = When(steps, block.t_ns, block.stream.rank)
-            run.cases.advance(part, self._track(run, key, part, block.stream.rank), when, judged)
+            track = self._track(run, (block.stream.key, block.key_set.id, part.rule.name), part, block.stream.rank)
+            spec, count = part.rule.spec, len(block.seq)
+            is_plain = spec.to is None and track.is_quiet and count >= track.kept
+            if is_plain and not may_hit(spec, block.values[:, part.columns]):
+                # Most blocks end here: nothing to find, and only their end may be evidence some time.
+                track.replace(*self._judged(run, part, block, slice(count - track.kept, None)))
+                continue
+            steps, times, judged = self._judged(run, part, block, slice(None))
+            run.cases.advance(part, track, When(steps, times, block.stream.rank), judged)
+
+    @staticmethod
+    def _judged(run: _Run, part: Part, block: ScalarBlock, rows: slice) -> tuple[Steps, Steps, Judged]:
+        """Steps and times of some records of a block, and what a rule says of them."""
+        spec = part.rule.spec
+        values = block.values[rows, part.columns].astype(np.float64)
+        seq, times = block.seq[rows], block.t_ns[rows]
+        steps = np.where(block.step[rows] < 0, seq, block.step[rows])
+        to = None
+        if spec.to == PREVIOUS:
+            to = _previous(run, (block.stream.key, block.key_set.id, part.rule.name), values)
+        elif part.to is not None:
+            to = _compared(run, block.stream.key, seq, part.to)
+        also = [_compared(run, block.stream.key, seq, tags) for tags in part.also]
+        return steps, times, judge(spec, values, to, also, steps < part.rule.warmup)
 
     def _guarded(self, run: str, call: Callable[[], None]) -> None:
         if run in self._given_up:
@@ -220,13 +234,13 @@ def _previous(run: _Run, key: _Key, values: Floats) -> Floats:
     return np.concatenate([before[None], values[:-1]])
 
 
-def _compared(run: _Run, block: ScalarBlock, tags: tuple[str, ...]) -> Floats:
+def _compared(run: _Run, stream: bytes, at_seq: Steps, tags: tuple[str, ...]) -> Floats:
     """For each record the last value of each tag up to it, shape (records, tags); NaN where there was none."""
     columns: list[Floats] = []
     for tag in tags:
-        seq, values = run.compared.get((block.stream.key, tag), (np.empty(0, dtype=np.int64), np.empty(0)))
-        at = np.searchsorted(seq, block.seq, side="right") - 1
-        columns.append(np.where(at >= 0, values[at], np.nan) if len(seq) else np.full(len(block.seq), np.nan))
+        seq, values = run.compared.get((stream, tag), (np.empty(0, dtype=np.int64), np.empty(0)))
+        at = np.searchsorted(seq, at_seq, side="right") - 1
+        columns.append(np.where(at >= 0, values[at], np.nan) if len(seq) else np.full(len(at_seq), np.nan))
     return np.stack(columns, axis=1)
 
 

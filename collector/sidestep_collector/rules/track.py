@@ -59,7 +59,13 @@ class Track:
             np.empty((0, columns), dtype=np.int8),
         )
         self.seen = self.last
+        self.is_quiet = True
         self._added = 0
+
+    @property
+    def kept(self) -> int:
+        """How many observations it remembers."""
+        return self._kept
 
     def restore(self, column: int, observed: Observed, *, firing: bool) -> None:
         """Set what was stored of a column; before the first call."""
@@ -73,6 +79,11 @@ class Track:
             self.last.values[-len(observed.steps) :, column] = observed.values
             self.last.codes[-len(observed.steps) :, column] = observed.codes
         self.firing[column] = firing
+        self.is_quiet = False
+
+    def replace(self, steps: NDArray[np.int64], times: NDArray[np.int64], judged: Judged) -> None:
+        """Take observations that are as many as are remembered, with no hit in them, of a track that is quiet."""
+        self.last = Observed(steps, times.copy(), judged.values, judged.codes)  # a view would keep its whole block
 
     def advance(
         self, steps: NDArray[np.int64], times: NDArray[np.int64], judged: Judged
@@ -96,6 +107,7 @@ class Track:
         steps, times, values, codes = self.seen
         kept = slice(-self._kept, None)
         self.last = Observed(steps[kept].copy(), times[kept].copy(), values[kept].copy(), codes[kept].copy())
+        self.is_quiet = not len(busy)
         for column in busy.tolist():
             yield column, list(self._turns(column, before, judged.worse[:, column]))
 
