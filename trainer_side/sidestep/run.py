@@ -236,7 +236,8 @@ class Run:
 
     def collect(self) -> None:
         """Record what has arrived from a device since; never waits. Called by the watched optimizer's hook."""
-        self._guarded(self._mailbox.collect)
+        if self._mailbox.is_waiting:
+            self._guarded(self._mailbox.collect)
 
     def receive(self, tensor: Any, deliver: Callable[[Any], None]) -> None:
         """Copy a device tensor without waiting; `deliver(host tensor)` is called by a later `collect`, or the end."""

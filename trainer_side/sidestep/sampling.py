@@ -29,20 +29,30 @@ class Sampling:
         self.due: list[Probe] = []
         self._watched = watched
         self._run = watched.run
-        self._active: list[tuple[Probe, Cadence]] = [
-            (probe, cadence(every if probe.every is None else probe.every, probe.name)) for probe in probes
-        ]
+        self._active = list(probes)
+        # Asked at every step: probes of one setting share a cadence.
+        self._groups: dict[int | str, tuple[Cadence, list[Probe]]] = {}
+        for probe in probes:
+            setting = every if probe.every is None else probe.every
+            if setting not in self._groups:
+                self._groups[setting] = (cadence(setting, probe.name), [])
+            self._groups[setting][1].append(probe)
         self._each_step: list[Probe] = [probe for probe in probes if type(probe).end_step is not Probe.end_step]
         self._late: list[Probe] = []
         self._has_stepped = False
         watched.switch_off = self._switch_off
-        for probe, _ in self._active.copy():
+        for probe in self._active.copy():
             self._call(probe, "attach", watched)
 
     def begin(self, step: int) -> None:
         """Find who samples a step, before anything of it has happened."""
         watched = self._watched
-        due = [probe for probe, cadence in self._active if cadence.is_due(step, watched) or probe in self._late]
+        found = [
+            probe for cadence, probes in self._groups.values() if cadence.is_due(step, watched) for probe in probes
+        ]
+        if not (found or self._late or self.due):
+            return
+        due = [probe for probe in self._active if probe in found or probe in self._late]
         self._late = [] if self._has_stepped else [probe for probe in due if probe.hooks_forward]
         due = [probe for probe in due if probe not in self._late]
         for probe in self.due:
@@ -72,14 +82,15 @@ class Sampling:
     def end_step(self) -> None:
         """A step has ended."""
         self._has_stepped = True
-        for probe in self._each_step.copy():
+        for probe in self._each_step:  # a list that is replaced, never changed
             self._call(probe, "end_step")
 
     def detach(self) -> None:
         """Let every probe remove its hooks."""
-        for probe, _ in self._active.copy():
+        for probe in self._active.copy():
             self._call(probe, "detach")
         self._active, self._each_step, self._late, self.due = [], [], [], []
+        self._groups.clear()
 
     def _call(self, probe: Probe, event: str, *arguments: object) -> None:
         try:
@@ -88,7 +99,10 @@ class Sampling:
             self._switch_off(probe, event, error)
 
     def _switch_off(self, probe: Probe, event: str, error: Exception) -> None:
-        self._active = [entry for entry in self._active if entry[0] is not probe]
+        self._active = [other for other in self._active if other is not probe]
+        for _, probes in self._groups.values():
+            if probe in probes:
+                probes.remove(probe)
         self._each_step = [other for other in self._each_step if other is not probe]
         self._late = [other for other in self._late if other is not probe]
         self.due = [other for other in self.due if other is not probe]

@@ -43,6 +43,11 @@ class DeviceMailbox:
         self._pending: deque[tuple[Any, Any, Callable[[Any], None]]] = deque()
         self._streams: dict[Any, Any] = {}
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a copy is under way or has arrived."""
+        return bool(self._pending)
+
     def post(self, tensor: Any, deliver: Callable[[Any], None]) -> None:
         """Copy a device tensor; `deliver(host tensor)` is called by a later `collect`."""
         torch: Any = sys.modules["torch"]

@@ -200,14 +200,17 @@ class _Watch:
         if member is self._first:
             self._has_begun = True
             run.next_step()
-            run.guard(self._sampling.end_step)
-            if self._open_step is None:
-                run.guard(self._sampling.forget)
+            run.guard(self._end_step)
         if self._open_step is not None:
             run.guard(lambda: self._close(member))
         if self._open_step is None and self._expected != run.step + 1:
             run.guard(self._expect)
         run.collect()
+
+    def _end_step(self) -> None:
+        self._sampling.end_step()
+        if self._open_step is None and self._sampling.due:
+            self._sampling.forget()
 
     def _expect(self) -> None:
         self._expected = self._run.step + 1
