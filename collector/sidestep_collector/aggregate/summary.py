@@ -27,6 +27,14 @@ CLIPPED_TAG: Final = "train/gradient/clipped"
 CLIP_FRACTION_TAG: Final = "train/gradients/clip_fraction"
 CLIPPING_PERCENTAGE_TAG: Final = "train/gradient/clipping_percentage"
 EPOCH_TIME_TAG: Final = "perf/epoch_time_sec"
+#: The gradient's norm: of clipping at every step it clips, of the optimizer's step at sampled ones.
+NORM_TAGS: Final = ("train/gradient/global_norm_before_clip", "train/gradients/global_norm")
+#: What they give an epoch: tag to statistic.
+NORMS_OF_EPOCH: Final = {"train/mean_grad_norm": "mean", "train/min_grad_norm": "min", "train/max_grad_norm": "max"}
+UPDATE_TAG: Final = "train/updates/relative_update_norm"
+WEIGHT_CHANGE_TAG: Final = "train/weight_change"
+#: Records of the loss are batches, where there are several: one number an epoch does not tell of them.
+BATCHES_OF: Final = {"train/num_batches": LOSS_TAGS, "val/num_batches": ("val/loss_total", "val/loss")}
 
 
 class _Part(NamedTuple):
@@ -125,7 +133,19 @@ def _derived(statistics: Mapping[str, Statistics], ranks: Sequence[EpochState]) 
     if clipped is not None:
         found[CLIP_FRACTION_TAG] = clipped
         found[CLIPPING_PERCENTAGE_TAG] = 100.0 * clipped
+    found |= _of_classification(statistics)
     seconds = [(state.end_t_ns - state.begin_t_ns) / 1e9 for state in ranks if state.end_t_ns > state.begin_t_ns > 0]
     if seconds:
         found[EPOCH_TIME_TAG] = max(seconds)
     return found
+
+
+def _of_classification(statistics: Mapping[str, Statistics]) -> dict[str, float]:
+    norms: Statistics = next((statistics[tag] for tag in NORM_TAGS if tag in statistics), {})
+    found = {tag: norms.get(statistic) for tag, statistic in NORMS_OF_EPOCH.items()}
+    found[WEIGHT_CHANGE_TAG] = statistics.get(UPDATE_TAG, {}).get("mean")
+    for tag, losses in BATCHES_OF.items():
+        loss: Statistics = next((statistics[name] for name in losses if name in statistics), {})
+        batches = (loss.get("n") or 0) + (loss.get("n_nonfinite") or 0)
+        found[tag] = float(batches) if batches > 1 else None
+    return {tag: value for tag, value in found.items() if value is not None}

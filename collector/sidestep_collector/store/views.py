@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from sidestep_collector.store.derived_epochs import with_derived
 from sidestep_collector.store.over_ranks import POINTS_OVER_RANKS
 from sidestep_collector.store.text import identifier, quoted
 from sidestep_schemas.tables import DERIVED_VIEWS, TABLE, TABLES, Table
@@ -28,27 +29,6 @@ select {_EPOCH_KEY}, sum(n)::BIGINT as n, sum(n_nonfinite)::BIGINT as n_nonfinit
     arg_min(vfirst, first_seq) as vfirst, arg_max(vlast, last_seq) as vlast,
     min(first_seq) as first_seq, max(last_seq) as last_seq
 from centred group by {_EPOCH_KEY}"""  # noqa: S608 - no value of a user's in it
-
-# Metrics of an epoch that follow from others, one value each. They are asked for and not stored: a late record
-# changes them.
-_DERIVED_EPOCHS: Final = """
-with told as (select * from ({merged}) where metric in ({sources})), derived as (
-    select 'train/loss_std' as derived_metric, sqrt(m2 / (n - 1)) as x, * from told
-    where n > 1 and (metric = 'train/loss_total' or (metric = 'train/loss' and not exists (
-        select 1 from told other where other.metric = 'train/loss_total' and other.run = told.run
-            and other.rank = told.rank and other.attempt = told.attempt and other.epoch = told.epoch)))
-    union all
-    select 'train/gradients/clip_fraction', mean, * from told where n > 0 and metric = 'train/gradient/clipped'
-    union all
-    select 'train/gradient/clipping_percentage', 100 * mean, * from told
-    where n > 0 and metric = 'train/gradient/clipped'
-)
-select {columns} from ({merged})
-union all by name
-select run, derived_metric as metric, rank, attempt, epoch, 1::BIGINT as n, 0::BIGINT as n_nonfinite,
-    x as vmin, x as vmax, x as mean, 0::DOUBLE as m2, x as vfirst, x as vlast, first_seq, last_seq
-from derived"""
-_SOURCES: Final = "'train/loss_total', 'train/loss', 'train/gradient/clipped'"
 
 # The latest attempt of a rank always stands, so only what came before a resume is looked up.
 _POINTS_CURRENT: Final = """
@@ -86,7 +66,7 @@ def view_query(table: Table, files: Sequence[Path]) -> str:
     if table is not TABLE["epochs"]:
         return rows
     columns = ", ".join(identifier(column.name) for column in table.columns)
-    return _DERIVED_EPOCHS.format(merged=merged_epochs(rows), sources=_SOURCES, columns=columns)
+    return with_derived(merged_epochs(rows), columns)
 
 
 def parts_query(table: Table, files: Sequence[Path]) -> str:

@@ -61,6 +61,40 @@ METRICS: Final[tuple[Metric, ...]] = (
         TIER_EPOCH,
         "Standard deviation of the loss over the epoch's steps: noise of the gradient signal.",
     ),
+    *(
+        Metric(
+            f"train/{which}_grad_norm",
+            f"{name} gradient norm",
+            "",
+            TIER_EPOCH,
+            f"{what} over the epoch of the L2 norm of the whole gradient: of every step where clipping is seen, else of sampled steps.",
+            None,
+            "max" if which == "max" else "mean",
+        )
+        for which, name, what in (("mean", "mean", "Mean"), ("min", "least", "Least"), ("max", "greatest", "Greatest"))
+    ),
+    Metric(
+        "train/weight_change",
+        "weight update magnitude",
+        "",
+        TIER_EPOCH,
+        "Mean over the epoch's sampled steps of train/updates/relative_update_norm, ‖Δθ‖ / ‖θ‖; below 1e-6 with gradient norms below 0.01 gradients vanish.",
+    ),
+    *(
+        Metric(
+            f"{split}/num_batches",
+            name,
+            "batches",
+            TIER_EPOCH,
+            f"{what}: as the loader gave them, else records of the loss where there are several.",
+            None,
+            "sum",
+        )
+        for split, name, what in (
+            ("train", "batches", "Batches of the epoch"),
+            ("val", "validation batches", "Batches of the epoch's validation"),
+        )
+    ),
     Metric("train/lr", "learning rate", "", TIER_STEP, "Learning rate of the first parameter group."),
     Metric(
         "train/lr_<group>",
