@@ -30,7 +30,7 @@ from sidestep_collector.config import Config
 from sidestep_collector.decode import Decoder
 from sidestep_collector.intake import Intake
 from sidestep_collector.notify import Notifier, message
-from sidestep_collector.profiles import Choices
+from sidestep_collector.profiles import Choices, SecondNames
 from sidestep_collector.quarantine import Quarantine
 from sidestep_collector.receive import Registry, Sockets
 from sidestep_collector.rules import Rules
@@ -79,6 +79,7 @@ class Pipeline:
         self._epochs = EpochAggregator()
         self._periods = PeriodAggregator()
         self._choices = Choices()
+        self._second_names = SecondNames(self._choices)
         self._rules = Rules(self._choices, config.rules)
         self.notifier = Notifier(config.webhook, config.webhook_severity)
         tensorboard = TensorBoardSink(root, store.files(), self._choices)
@@ -138,6 +139,9 @@ class Pipeline:
             return
         self._analysis.add(decoded.blocks, decoded.items)
         self._carry(decoded.blocks, decoded.items)
+        for stream, key_set in decoded.key_sets:
+            self._second_names.declare(stream, [key_set])
+        self._rename(decoded.blocks)
         self.counters.scalars += sum(block.values.size for block in decoded.blocks)
         for item in decoded.items:
             if isinstance(item, Event) and item.event == "end":
@@ -151,9 +155,20 @@ class Pipeline:
         """Once a flush, so that the price of numpy calls is paid once: what follows from all that came since."""
         blocks, items = self._analysis.take()
         self._carry(blocks, items)
-        nbytes = sum(block.values.nbytes for block in blocks)
-        self.counters.derived_scalars += nbytes // 8
-        self._batch.nbytes += nbytes
+        self._count_derived(blocks)
+        self._rename(blocks)
+
+    def _rename(self, blocks: list[ScalarBlock]) -> None:
+        """Once more what a run's profile calls otherwise."""
+        again = self._second_names.of(blocks)
+        if again:
+            self._carry(again, [])
+            self._count_derived(again)
+            self._batch.metrics |= self._second_names.declared(again)
+
+    def _count_derived(self, blocks: list[ScalarBlock]) -> None:
+        self.counters.derived_scalars += sum(block.values.size for block in blocks)
+        self._batch.nbytes += sum(block.values.nbytes for block in blocks)
 
     def _carry(self, blocks: list[ScalarBlock], items: list[Item]) -> None:
         """From decoding or analysing on, all goes the same way."""
@@ -241,6 +256,7 @@ class Pipeline:
                 if progress.ended:
                     self._decoder.forget(progress.stream)
                     self._analysis.forget(progress.stream)
+                    self._second_names.forget(progress.stream)
                     self._retire(progress.stream)
 
     def _retire(self, stream: Stream) -> None:
@@ -295,6 +311,8 @@ class Pipeline:
             values=[values for tail in tails for values in tail.values or ()],
         )
         self._rules.restore([event for tail in tails for event in tail.events], self._store.findings(uids))
+        for stream, key_sets in going_on.items():
+            self._second_names.declare(stream, key_sets)
         self._restore_analysis(root, going_on, tails)
 
     def _restore_analysis(self, root: Path, going_on: dict[Stream, tuple[KeySet, ...]], tails: list[RunTail]) -> None:

@@ -100,6 +100,8 @@ def _known(profile: Profile | None, data: dict[str, Any]) -> Vocabulary:
 
 def _references(data: dict[str, Any]) -> Iterator[tuple[places.Path, str]]:
     """Every tag that a profile mentions without declaring it."""
+    for tag, metric in _mapping(data.get("metrics")).items():
+        yield from ((("metrics", tag, "same_as"), source) for source in _strings([_mapping(metric).get("same_as")]))
     yield from ((("targets", tag), tag) for tag in _mapping(data.get("targets")))
     yield from ((("suggest", at), tag) for at, tag in enumerate(_strings(data.get("suggest"))))
     for name, rule in _mapping(data.get("rules")).items():

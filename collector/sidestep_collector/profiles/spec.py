@@ -5,6 +5,7 @@ Numbers are compared as they are; `"1"` is the unit of what has none, so that a 
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
@@ -67,6 +68,7 @@ class MetricSpec(Judged):
     source: Words
     better: Better = None
     reduction: Literal["mean", "sum", "max", "l2"] = "mean"
+    same_as: Tag | None = None
 
     def metric(self, tag: str) -> Metric:
         """As the catalogue has it."""
@@ -266,3 +268,19 @@ class Profile(_Spec):
     panels: dict[Words, list[Chart]] = Field(default_factory=dict[str, list[Chart]])
     playbooks: dict[Name, Playbook] = Field(default_factory=dict[str, Playbook])
     suggest: list[Tag] = Field(default_factory=list[str])
+
+    @field_validator("metrics")
+    @classmethod
+    def _one_for_one(cls, metrics: dict[str, MetricSpec]) -> dict[str, MetricSpec]:
+        for tag, spec in metrics.items():
+            if spec.same_as is not None and ("<" in tag or "<" in spec.same_as):
+                raise ValueError(f"{tag}: same_as stands between two tags without placeholders")
+        sources = [spec.same_as for spec in metrics.values() if spec.same_as is not None]
+        if len(set(sources)) < len(sources):
+            raise ValueError(f"same_as names {max(sources, key=sources.count)!r} twice")
+        return metrics
+
+    @cached_property
+    def second_names(self) -> dict[str, str]:
+        """Tags that this profile calls otherwise, with what it calls them."""
+        return {spec.same_as: tag for tag, spec in self.metrics.items() if spec.same_as is not None}
