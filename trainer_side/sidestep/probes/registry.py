@@ -29,10 +29,12 @@ BUILT_IN: Final = {
     "ema": ("sidestep.probes.ema", "EmaProbe"),
     "time": ("sidestep.probes.timing", "TimeProbe"),
     "memory": ("sidestep.probes.memory", "MemoryProbe"),
-    "noise": ("sidestep.probes.noise", "NoiseProbe"),
-    "curvature": ("sidestep.probes.curvature", "CurvatureProbe"),
     "system": ("sidestep.probes.system", "SystemProbe"),
     "checkpoints": ("sidestep.probes.checkpoints", "CheckpointProbe"),
+    "kinds": ("sidestep.probes.kinds", "KindProbe"),
+    "backward": ("sidestep.probes.backward", "BackwardProbe"),
+    "noise": ("sidestep.probes.noise", "NoiseProbe"),
+    "curvature": ("sidestep.probes.curvature", "CurvatureProbe"),
 }
 #: Those of a `watch` that names none.
 DEFAULTS: Final = (
