@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sidestep_collector.analyse import Analysis
-from sidestep_collector.blocks import Event, Histogram, Item, KeySet, Moment, ScalarBlock, Stream, Tensor, Text
+from sidestep_collector.blocks import Event, Histogram, Image, Item, KeySet, Moment, ScalarBlock, Stream, Tensor, Text
 from sidestep_collector.telemetry import Counters
 
 STREAM = Stream(b"stream 0", b"r" * 16, "run", "project", 0, 0)
@@ -110,6 +110,8 @@ def described(items: Iterable[Item]) -> list[tuple[Any, ...]]:
             found.append((item.at.seq, item.name, item.edges.tolist(), item.counts.tolist()))
         elif isinstance(item, Text):
             found.append((item.at.seq, item.name, item.text))
+        elif isinstance(item, Image):
+            found.append((item.at.seq, item.name, item.png))
     return sorted(found)
 
 

@@ -26,7 +26,7 @@ PATIENCE_SECONDS = 60.0
 #: Tables that hold records one by one, by seq.
 RECORD_TABLES = ("snapshots", "events", "texts", "tensors", "images", "histograms")
 #: Names of items that the collector derives: they stand at the records that they follow from.
-DERIVED_ITEMS = "^(feature_distributions/|histograms/|train/flow/profile$)"
+DERIVED_ITEMS = "^(feature_distributions/|histograms/|train/flow/profile$|samples/(generated_grid|real_vs_generated)$)"
 
 
 class Place:
@@ -182,7 +182,11 @@ class Place:
         assert self.rows("select * from gaps where run = ?", run) == []
         union = " union all ".join(
             f"select run, rank, attempt, seq from {table}"
-            + (f" where not regexp_matches(name, '{DERIVED_ITEMS}')" if table in {"texts", "histograms"} else "")
+            + (
+                f" where not regexp_matches(name, '{DERIVED_ITEMS}')"
+                if table in {"texts", "histograms", "images"}
+                else ""
+            )
             for table in RECORD_TABLES
         )
         for rank, attempt, watermark, lost, is_ended in streams:

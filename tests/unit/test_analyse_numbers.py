@@ -11,6 +11,7 @@ import scipy.signal
 import scipy.stats
 from support.analysed import STREAM, Recorded, analysed, described, values
 
+from sidestep_collector import latents
 from sidestep_collector.analyse import arrays, features, flow, generated, noise, sampling, shares, stability, units
 from sidestep_collector.blocks import Histogram, Moment, Tensor, Text
 
@@ -274,9 +275,9 @@ def test_bfloat16_is_read_as_it_is() -> None:
     numbers = np.array([1.0, -2.5, 3e38, math.inf], np.float32)
     upper = (numbers.view(np.uint32) >> 16).astype("<u2")
     exact = (upper.astype(np.uint32) << 16).view(np.float32)
-    read = arrays.floats(Tensor(AT, "x", "bfloat16", (2, 2), upper.tobytes()))
+    read = latents.floats(Tensor(AT, "x", "bfloat16", (2, 2), upper.tobytes()))
     np.testing.assert_array_equal(read, exact.reshape(2, 2).astype(float))
-    assert arrays.floats(Tensor(AT, "x", "float8_e5m2", (1,), b"\0")) is None
+    assert latents.floats(Tensor(AT, "x", "float8_e5m2", (1,), b"\0")) is None
 
 
 def test_histograms_count_as_numpy_does() -> None:
@@ -299,8 +300,8 @@ def test_histograms_count_as_numpy_does() -> None:
 @pytest.mark.parametrize(("n", "m"), [(50, 50), (50, 33), (1, 40)])
 def test_the_distance_of_samples_is_that_of_scipy(n: int, m: int) -> None:
     one, other = rng.normal(size=n), rng.normal(1, 2, m)
-    assert generated.wasserstein(one, other) == pytest.approx(scipy.stats.wasserstein_distance(one, other))
-    found = generated.distances(one, other)
+    assert latents.wasserstein(one, other) == pytest.approx(scipy.stats.wasserstein_distance(one, other))
+    found = latents.distances(one, other)
     spread = np.std(other)
     assert found["mean_shift"] == pytest.approx((np.mean(one) - np.mean(other)) / spread)
     assert found["std_ratio"] == pytest.approx(np.std(one) / spread)
@@ -318,7 +319,7 @@ def test_generated_latents_are_described_by_channel_and_compared_with_the_last_r
     channel = [array[:, 1].ravel().astype(float) for array in (fake, early, late)]
     assert values(found, "generated/mean_ch1") == pytest.approx([channel[0].mean(), 2 * channel[0].mean()])
     assert values(found, "data/std_ch1") == pytest.approx([channel[1].std(), channel[2].std()])
-    expected = [generated.distances(channel[0], channel[1]), generated.distances(2 * channel[0], channel[2])]
+    expected = [latents.distances(channel[0], channel[1]), latents.distances(2 * channel[0], channel[2])]
     for what in ("mean_shift", "std_ratio", "distance"):
         assert values(found, f"generated/{what}_ch1") == pytest.approx([one[what] for one in expected])
     assert [row[2] for row in found["generated/distance_ch0"]] == [1, 2]

@@ -1,4 +1,4 @@
-"""Tensors as arrays, and histograms of arrays."""
+"""Histograms of arrays."""
 
 from __future__ import annotations
 
@@ -7,30 +7,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from sidestep_collector.blocks import Histogram, Moment, Tensor
-
-Floats = NDArray[np.float64]
+from sidestep_collector.blocks import Histogram, Moment
 
 BINS: Final = 64
-#: Little-endian, as they travel. bfloat16 is the upper half of a float32.
-_DTYPES: Final = {
-    **{name: name for name in ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")},
-    "float16": "<f2",
-    "float32": "<f4",
-    "float64": "<f8",
-    "bool": "?",
-}
-
-
-def floats(tensor: Tensor) -> Floats | None:
-    """A tensor's elements as float64 in its shape; None where its type is none of numbers."""
-    if tensor.dtype == "bfloat16":
-        flat: NDArray[Any] = (np.frombuffer(tensor.data, "<u2").astype("<u4") << 16).view("<f4")
-    elif tensor.dtype in _DTYPES:
-        flat = np.frombuffer(tensor.data, np.dtype(_DTYPES[tensor.dtype]).newbyteorder("<"))
-    else:
-        return None
-    return flat.reshape(tensor.shape).astype(np.float64)
 
 
 def histogram(at: Moment, name: str, values: NDArray[Any], bins: int = BINS) -> Histogram | None:

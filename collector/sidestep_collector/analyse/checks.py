@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from sidestep_collector.analyse.protocol import Analyser, Values, matcher
-from sidestep_collector.blocks import Event, Histogram, Stream, Text
+from sidestep_collector.blocks import Event, Histogram, Image, Stream, Text
 
 
 class Checks:
@@ -29,12 +29,12 @@ class Checks:
         """
         if isinstance(given, Values):
             self._values(given)
-        elif isinstance(given, (Histogram, Text, Event)):
+        elif isinstance(given, (Histogram, Image, Text, Event)):
             if given.at.stream != stream:
                 raise ValueError("an item of another stream")
             _item(given)
         else:
-            raise TypeError(f"{type(given).__name__} is none of Values, Histogram, Text, Event")
+            raise TypeError(f"{type(given).__name__} is none of Values, Histogram, Image, Text, Event")
 
     def _values(self, given: Values) -> None:
         tags: tuple[Any, ...] = given.tags
@@ -56,12 +56,16 @@ class Checks:
             raise ValueError("seq does not ascend")
 
 
-def _item(given: Histogram | Text | Event) -> None:
+def _item(given: Histogram | Image | Text | Event) -> None:
     if isinstance(given, Histogram):
         edges, counts = np.asarray(given.edges), np.asarray(given.counts)
         if edges.dtype.kind != "f" or counts.dtype.kind != "f" or edges.shape != (counts.size + 1,) or counts.ndim != 1:
             raise ValueError(f"a histogram with edges of shape {edges.shape} and counts of shape {counts.shape}")
         words: tuple[Any, ...] = (given.name,)
+    elif isinstance(given, Image):
+        if not isinstance(given.png, bytes):  # pyright: ignore[reportUnnecessaryIsInstance] - a user's
+            raise TypeError("an image is PNG as bytes")
+        words = (given.name,)
     elif isinstance(given, Text):
         words = given.what, given.name, given.text
     else:

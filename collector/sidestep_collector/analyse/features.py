@@ -7,8 +7,9 @@ from typing import Final
 
 import numpy as np
 
-from sidestep_collector.analyse.arrays import floats, histogram
+from sidestep_collector.analyse.arrays import histogram
 from sidestep_collector.analyse.protocol import Analyser, Floats, Given, Span, Values
+from sidestep_collector.latents import floats
 
 SUFFIX: Final = "_features"
 ROWS_MAX: Final = 256

@@ -5,49 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-import numpy as np
-
-from sidestep_collector.analyse.arrays import floats, histogram
+from sidestep_collector.analyse.arrays import histogram
 from sidestep_collector.analyse.protocol import Analyser, Floats, Given, Span, Values
 from sidestep_collector.blocks import Moment, Tensor
+from sidestep_collector.latents import GENERATED, REAL, channels, described, distances, floats, pairs
 
-GENERATED: Final = "samples/generated_latents"
-REAL: Final = "samples/real_latents"
-CHANNELS_MAX: Final = 64
-#: Values of a channel that a distance is computed of: evenly spaced ones of more.
-VALUES_MAX: Final = 65_536
-
-
-def wasserstein(one: Floats, other: Floats) -> float:
-    """Wasserstein-1 distance of two samples: ∫ |F - G| of their distribution functions (Ramdas et al. 2017, 2.1).
-
-    Args:
-        one: shape (n,), finite, not empty.
-        other: shape (m,), likewise.
-    """
-    one, other = np.sort(one), np.sort(other)
-    if len(one) == len(other):
-        return float(np.abs(one - other).mean())
-    both = np.sort(np.concatenate([one, other]))
-    f = np.searchsorted(one, both[:-1], side="right") / len(one)
-    g = np.searchsorted(other, both[:-1], side="right") / len(other)
-    return float(np.abs(f - g) @ np.diff(both))
-
-
-def distances(generated: Floats, real: Floats) -> dict[str, float]:
-    """How far a channel of generated values is from real ones, in standard deviations of those (of the population):
-    shift of the mean, ratio of the deviations, Wasserstein-1 distance. NaN where the real ones have no spread.
-
-    Args:
-        generated: shape (n,), finite, not empty.
-        real: shape (m,), likewise.
-    """
-    spread = float(real.std()) or np.nan
-    return {
-        "mean_shift": float(generated.mean() - real.mean()) / spread,
-        "std_ratio": float(generated.std()) / spread,
-        "distance": wasserstein(_thinned(generated), _thinned(real)) / spread,
-    }
+HISTOGRAM: Final = "histograms/generated_latent_ch"
 
 
 class Generated(Analyser):
@@ -65,37 +28,24 @@ class Generated(Analyser):
 
     def add(self, span: Span) -> Iterator[Given]:
         """See `Analyser`."""
-        last = dict(span.before)
         for tensor in span.tensors:
-            known = REAL in last
-            last[tensor.name] = tensor
-            channels = _channels(tensor)
-            yield from _described("generated" if tensor.name == GENERATED else "data", tensor.at, channels)
-            if tensor.name == GENERATED and known:
-                yield from _compared(tensor.at, channels, _channels(last[REAL]))
-            elif tensor.name == REAL and not known and GENERATED in last:
-                yield from _compared(tensor.at, _channels(last[GENERATED]), channels)
+            yield from _described("generated" if tensor.name == GENERATED else "data", tensor)
+        for pair in pairs(span.tensors, span.before):
+            if pair.real is not None:
+                yield from _compared(pair.at, channels(floats(pair.generated)), channels(floats(pair.real)))
 
 
-def _channels(tensor: Tensor) -> list[Floats]:
-    """The finite values of each channel."""
-    array = floats(tensor)
-    if array is None or array.ndim < 2:
-        return []
-    return [channel[np.isfinite(channel)] for channel in np.moveaxis(array, 1, 0)[:CHANNELS_MAX]]
-
-
-def _described(of: str, at: Moment, channels: list[Floats]) -> Iterator[Given]:
-    found: dict[str, float] = {}
-    for number, channel in enumerate(channels):
-        if len(channel):
-            numbers = (channel.mean(), channel.std(), channel.min(), channel.max())
-            for what, value in zip(("mean", "std", "min", "max"), numbers, strict=True):
-                found[f"{of}/{what}_ch{number}"] = float(value)
+def _described(of: str, tensor: Tensor) -> Iterator[Given]:
+    known = {number: channel for number, channel in enumerate(channels(floats(tensor))) if len(channel)}
+    found = {
+        f"{of}/{what}_ch{number}": value
+        for number, channel in known.items()
+        for what, value in described(channel).items()
+    }
     if found:
-        yield Values.at(at, found)
-    for number, channel in enumerate(channels if of == "generated" else ()):
-        shown = histogram(at, f"histograms/generated_latent_ch{number}", channel)
+        yield Values.at(tensor.at, found)
+    for number, channel in known.items() if of == "generated" else ():
+        shown = histogram(tensor.at, f"{HISTOGRAM}{number}", channel)
         if shown is not None:
             yield shown
 
@@ -110,9 +60,3 @@ def _compared(at: Moment, generated: list[Floats], real: list[Floats]) -> Iterat
     }
     if found:
         yield Values.at(at, found)
-
-
-def _thinned(values: Floats) -> Floats:
-    if len(values) <= VALUES_MAX:
-        return values
-    return values[np.linspace(0, len(values) - 1, VALUES_MAX).astype(np.int64)]

@@ -23,7 +23,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from sidestep_collector.blocks import Event, Histogram, Moment, Stream, Tensor, Text
+from sidestep_collector.blocks import Event, Histogram, Image, Moment, Stream, Tensor, Text
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -106,7 +106,7 @@ class Values:
         return cls(tuple(values), seq, t_ns, step, np.array([moment.epoch], np.float64), row)
 
 
-Given = Values | Histogram | Text | Event
+Given = Values | Histogram | Image | Text | Event
 
 
 class Analyser(ABC):

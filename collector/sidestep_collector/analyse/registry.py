@@ -24,6 +24,7 @@ BUILT_IN: Final = {
     "features": ("sidestep_collector.analyse.features", "Features"),
     "sketches": ("sidestep_collector.analyse.sketches", "Sketches"),
     "generated": ("sidestep_collector.analyse.generated", "Generated"),
+    "grids": ("sidestep_collector.analyse.grids", "Grids"),
     "sampling": ("sidestep_collector.analyse.sampling", "Sampling"),
 }
 GROUP: Final = "sidestep.analysers"

@@ -206,6 +206,20 @@ METRICS: Final[tuple[Metric, ...]] = (
         TIER_PERIODIC,
         "Histogram of channel <c> of samples/generated_latents, 64 bins.",
     ),
+    Metric(
+        "samples/generated_grid",
+        "generated samples",
+        "",
+        TIER_PERIODIC,
+        "Image: of samples/generated_latents at most 8 samples as rows; as columns the axial, coronal and sagittal middle slices of the first 4 channels, on one grey scale from the 1st to the 99th percentile.",
+    ),
+    Metric(
+        "samples/real_vs_generated",
+        "real and generated",
+        "",
+        TIER_PERIODIC,
+        "Image: axial middle slices of samples/real_latents above those of samples/generated_latents, samples as columns, the first 4 channels as rows, on one grey scale.",
+    ),
     *(
         Metric(f"train/sampling/{what}", name, "", TIER_STEP, meaning)
         for what, name, meaning in (
