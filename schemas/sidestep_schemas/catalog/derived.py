@@ -128,6 +128,15 @@ METRICS: Final[tuple[Metric, ...]] = (
         "Share of the epoch's last 64 records in which the block's gradient norm is below 0.1 of the median of all.",
         "lower",
     ),
+    Metric(
+        "train/stability/<kind>_count",
+        "alerts of a kind",
+        "alerts",
+        TIER_EPOCH,
+        "Values so far that a rule of the run's profile, named as the kind, counts into its findings: explosion, vanishing, stagnation, loss_spike, memory. How many findings they make stands in the table findings.",
+        "lower",
+        "sum",
+    ),
     *(
         Metric(f"{prefix}_{what}", name, "", TIER_STEP, meaning, "lower" if what == "mean_similarity" else "higher")
         for prefix in ("<split>/<name>", "<split>/<group>/<name>")

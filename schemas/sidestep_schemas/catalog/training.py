@@ -149,6 +149,21 @@ METRICS: Final[tuple[Metric, ...]] = (
         sharded="mean:train/gradient/elements",
     ),
     Metric(
+        "train/kinds/<kind>/gradient_norm",
+        "gradient norm of a kind",
+        "",
+        TIER_STEP,
+        "L2 norm of the gradient over the parameters of a kind: of phases, of magnitudes; the kinds that the probe `kinds` was told.",
+        sharded="l2",
+    ),
+    Metric(
+        "train/kinds/<pair>/gradient_correlation",
+        "correlation of two kinds",
+        "",
+        TIER_STEP,
+        "Pearson's correlation of the absolute gradients of two kinds over the elements of equal place, estimated from at most 1024 elements of each parameter: near 1 where both learn the same, 0 where one has the same gradient everywhere.",
+    ),
+    Metric(
         "train/gradients/cosine_previous",
         "direction of the gradient",
         "",

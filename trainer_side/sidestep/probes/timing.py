@@ -25,7 +25,7 @@ TAGS: Final = (
 )
 
 #: Steps whose events have not happened yet; of more the oldest is given up.
-_PENDING_MAX: Final = 8
+PENDING_MAX: Final = 8
 
 
 class Mark(NamedTuple):
@@ -132,7 +132,7 @@ class TimeProbe(Probe):
         done, self._step = self._step, None
         if done is not None and done.end is not None and done.update is not None:
             done.number = step
-            self._pending = [*self._pending, done][-_PENDING_MAX:]
+            self._pending = [*self._pending, done][-PENDING_MAX:]
         self._deliver()
 
     def forget(self) -> None:
@@ -149,7 +149,7 @@ class TimeProbe(Probe):
         self._deliver()
 
     def _deliver(self) -> None:
-        while self._pending and _has_happened(self._pending[0]):
+        while self._pending and (end := self._pending[0].end) is not None and has_happened(end):
             step = self._pending.pop(0)
             values = step.values()
             if not self._tells_waiting:
@@ -198,5 +198,6 @@ def tensors_of(output: Any) -> Iterator[Tensor]:
         yield from (value for value in output if isinstance(value, Tensor))
 
 
-def _has_happened(step: _Step) -> bool:
-    return step.end is not None and (step.end.event is None or step.end.event.query())
+def has_happened(moment: Mark) -> bool:
+    """Whether a moment has come on the device as well; never waits."""
+    return moment.event is None or moment.event.query()
