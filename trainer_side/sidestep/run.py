@@ -97,6 +97,11 @@ class Run:
         return self._settings.name
 
     @property
+    def profile(self) -> str:
+        """Name of the family of metrics that it goes by; "" for none."""
+        return self._settings.profile
+
+    @property
     def rank(self) -> int:
         """Rank of this process."""
         return self._settings.rank

@@ -7,6 +7,7 @@ same bit for bit with and without it.
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from sidestep import start
 from sidestep.blocks import Blocks
 from sidestep.errors import UsageError
+from sidestep.judged import read_profile
 from sidestep.probes.cadence import cadence
 from sidestep.probes.calls import Calls, Hook
 from sidestep.probes.protocol import Part, Watched
@@ -73,7 +75,7 @@ def watch(
     optimizers = _optimizers(optimizer)
     if every < 1:
         raise UsageError(f"watch(every={every!r}): every how many steps is a whole number of at least 1")
-    settled, taken = Blocks(model, blocks), chosen(probes)
+    settled, taken = Blocks(model, blocks), chosen(probes, _profile(init_arguments))
     for probe in taken:
         cadence(every if probe.every is None else probe.every, probe.name)
     run = start.init(**init_arguments)
@@ -259,6 +261,13 @@ class _Watch:
         optimizer = type(member.part.optimizer).__name__
         what = f"something has removed hooks from {optimizer}: its steps after {self._run.step} were not seen"
         self._run.complain("watch", f"hooks of {member.part.number}", what)
+
+
+def _profile(init_arguments: Mapping[str, Any]) -> str:
+    run = start.active_run()
+    if run is not None and run.is_live:
+        return run.profile
+    return read_profile(init_arguments.get("profile"), os.environ)[0]
 
 
 def _optimizers(given: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:

@@ -124,8 +124,8 @@ METRICS: Final[tuple[Metric, ...]] = (
         sharded="l2",
     ),
     Metric(
-        "train/gradients_of/<parameter>",
-        "gradient norm of a parameter",
+        "train/gradient_flow/<module>_mean",
+        "mean gradient of a block",
         "",
         TIER_STEP,
         "L2 norm of the gradient of one parameter, by its name; only where the probe is set so.",

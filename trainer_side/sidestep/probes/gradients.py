@@ -148,23 +148,27 @@ class Directions:
 
 
 def measure(
-    placed: Sequence[Placed], grad_scale: Tensor | None = None, shares: Mapping[Tensor, float] | None = None
+    placed: Sequence[Placed],
+    grad_scale: Tensor | None = None,
+    shares: Mapping[Tensor, float] | None = None,
+    order: float = 2.0,
 ) -> list[Norms]:
-    """L2 norm of the gradient of each parameter that has one.
+    """L2 norm (or of another order) of the gradient of each parameter that has one.
 
     Args:
         placed: parameters, their blocks rising.
         grad_scale: what a fused optimizer will divide gradients by (`torch.amp.GradScaler` leaves it to it).
         shares: what the norms of some count for over ranks, where that is not 1 (`sidestep.probes.sharding`).
+        order: of the norm.
 
     Returns:
         Norms for each device and type, of what lies here. Empty, sparse but uncoalesced (on a device) and missing
         gradients are left out, and those that are terms of a sum over ranks (a partial DTensor).
     """
     parts: list[Norms] = []
-    for group in by_kind(_gradients(placed)):
+    for group in by_kind(present(placed)):
         owners = [placed[number] for _, number in group]
-        norms = foreach_norm([gradient for gradient, _ in group])
+        norms = foreach_norm([gradient for gradient, _ in group], order)
         norms = torch.stack(tuple(weighed(norms, (parameter for parameter, _ in owners), shares)))
         if grad_scale is not None:
             norms = norms / grad_scale.to(norms.device, non_blocking=True)
@@ -194,7 +198,8 @@ def report(watched: Watched, parts: Sequence[Norms], step: int, before_clip: Ten
     watched.run.record(tags, torch.cat((whole, norms)), step=step, reductions=sharding.reductions(tags))
 
 
-def _gradients(placed: Sequence[Placed]) -> Iterator[tuple[Tensor, int]]:
+def present(placed: Sequence[Placed]) -> Iterator[tuple[Tensor, int]]:
+    """The gradients that `measure` measures, each with its parameter's place in the list."""
     for number, (parameter, _) in enumerate(placed):
         gradient = parameter.grad
         if gradient is None or is_partial(gradient):

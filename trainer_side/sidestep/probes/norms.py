@@ -34,8 +34,8 @@ class Norms(NamedTuple):
     values: Tensor
 
 
-def fold(parts: Sequence[Norms]) -> tuple[tuple[int, ...], Tensor]:
-    """Norms of blocks from norms of their parameters: the root of the sum of their squares.
+def fold(parts: Sequence[Norms], order: float = 2.0) -> tuple[tuple[int, ...], Tensor]:
+    """Norms of blocks from norms of their parameters: the root of the sum of their squares; of order 1 their sum.
 
     Returns:
         Numbers of the blocks, rising, and their norms, float32 of shape (blocks,). No copy to the CPU is made.
@@ -49,7 +49,7 @@ def fold(parts: Sequence[Norms]) -> tuple[tuple[int, ...], Tensor]:
             pieces.setdefault(block, []).append(piece)
     blocks = tuple(sorted(pieces))
     whole = [pieces[block][0] if len(pieces[block]) == 1 else torch.cat(pieces[block]) for block in blocks]
-    return blocks, torch.stack(foreach_norm(whole))
+    return blocks, torch.stack(foreach_norm(whole, order))
 
 
 def home_of(tensors: Iterable[Tensor]) -> torch.device:
@@ -63,11 +63,11 @@ def gathered(tensors: Sequence[Tensor]) -> Tensor:
     return torch.stack([tensor.to(home, torch.float32, non_blocking=True).reshape(()) for tensor in tensors])
 
 
-def foreach_norm(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """L2 norm of each of some tensors of one type on one device; of half precision as float32."""
+def foreach_norm(tensors: Sequence[Tensor], order: float = 2.0) -> tuple[Tensor, ...]:
+    """L2 norm (or of another order) of each of some tensors of one type on one device; of half precision as float32."""
     if tensors[0].dtype in (torch.float16, torch.bfloat16):
-        return tuple(FUSED._foreach_norm(list(tensors), 2.0, dtype=torch.float32))  # noqa: SLF001
-    return tuple(FUSED._foreach_norm(list(tensors), 2.0))  # noqa: SLF001
+        return tuple(FUSED._foreach_norm(list(tensors), order, dtype=torch.float32))  # noqa: SLF001
+    return tuple(FUSED._foreach_norm(list(tensors), order))  # noqa: SLF001
 
 
 def by_kind(tensors: Iterable[tuple[Tensor, int]]) -> Iterator[list[tuple[Tensor, int]]]:

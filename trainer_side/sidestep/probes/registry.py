@@ -16,6 +16,7 @@ BUILT_IN: Final = {
     "optimizer": ("sidestep.probes.optimizer", "OptimizerProbe"),
     "amp": ("sidestep.probes.amp", "AmpProbe"),
     "gradients": ("sidestep.probes.gradients", "GradientProbe"),
+    "gradient_flow": ("sidestep.probes.gradient_flow", "GradientFlowProbe"),
     "updates": ("sidestep.probes.updates", "UpdateProbe"),
     "effectiveness": ("sidestep.probes.effectiveness", "EffectivenessProbe"),
     "weights": ("sidestep.probes.weights", "WeightProbe"),
@@ -42,21 +43,27 @@ DEFAULTS: Final = (
     *("throughput", "ema", "time", "memory", "system", "checkpoints"),
 )
 GROUP: Final = "sidestep.probes"
+#: What a run of a profile has besides.
+OF_PROFILES: Final[Mapping[str, Sequence[str]]] = {"jepa": ("gradient_flow",)}
 
 Setting = bool | int | str | Mapping[str, Any] | Probe
 Given = Mapping[str, Setting] | Sequence[str | Probe] | None
 
 
-def chosen(given: Given) -> list[Probe]:
-    """Probes of a `watch`: those by default, and what settings add, change or leave out.
+def chosen(given: Given, profile: str = "") -> list[Probe]:
+    """Probes of a `watch`: those by default and of the run's profile, and what settings add, change or leave out.
 
     Args:
         given: names to True, False, when to sample, or settings by keyword; or names and probes to add.
 
+        profile: name of the run's profile.
     Raises:
         UsageError: a name that no probe has, a setting that it does not take.
     """
-    settings: dict[str, Setting] = {**dict.fromkeys(DEFAULTS, True), **_by_name(given)}
+    settings: dict[str, Setting] = {
+        **dict.fromkeys((*DEFAULTS, *OF_PROFILES.get(profile, ())), True),
+        **_by_name(given),
+    }
     return [_made(name, setting) for name, setting in settings.items() if setting is not False]
 
 
