@@ -8,13 +8,13 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import structlog
 
 from sidestep_collector.blocks import Batch
-from sidestep_collector.sinks.epoch_json import EpochJsonSink
+from sidestep_collector.sinks.replacing import FileSink
 from sidestep_collector.sinks.tensorboard import TensorBoardSink
 from sidestep_collector.store import Store
 from sidestep_collector.telemetry import CommitTimes, Counters
@@ -32,7 +32,7 @@ class Committer:
     Args:
         store: where rows and watermarks go.
         tensorboard: event files; their lengths are committed with the rows.
-        documents: epoch documents.
+        files: sinks whose files are replaced as a whole: epoch documents, samples, settings.
         counters: totals.
 
     Attributes:
@@ -42,14 +42,14 @@ class Committer:
     """
 
     def __init__(
-        self, store: Store, tensorboard: TensorBoardSink, documents: EpochJsonSink, counters: Counters
+        self, store: Store, tensorboard: TensorBoardSink, files: Sequence[FileSink], counters: Counters
     ) -> None:
         self.times = CommitTimes()
         self.failing = ""
         self.pending_bytes = 0
         self._store = store
         self._tensorboard = tensorboard
-        self._documents = documents
+        self._files = files
         self._counters = counters
         self._handed: queue.Queue[Batch | None] = queue.Queue(maxsize=1)
         self._done: queue.Queue[Batch] = queue.Queue()
@@ -120,16 +120,17 @@ class Committer:
     def _commit(self, batch: Batch) -> None:
         try:
             lengths = self._tensorboard.write(batch)
-            self._documents.write(batch)
+            for sink in self._files:
+                sink.write(batch)
         except OSError as error:
             self._tensorboard.discard()
             raise StoreWriteError(
-                f"event files or epoch documents could not be written ({error}); make room on the disk"
+                f"event files, epoch documents or samples could not be written ({error}); make room on the disk"
             ) from error
         except Exception:
             # A defect in a view of the data must not keep the data itself out of the store.
             self._counters.sink_failures += 1
-            log.exception("TensorBoard or epoch documents could not be written; the rows are stored")
+            log.exception("TensorBoard, epoch documents or samples could not be written; the rows are stored")
             self._tensorboard.discard()
             lengths = {}
         try:

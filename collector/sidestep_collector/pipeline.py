@@ -1,6 +1,6 @@
 """The path of the data through the collector. Read this first.
 
-    receive ─▶ decode ─▶ analyse ─▶ aggregate ─▶ rules ─▶ sinks (TensorBoard, epoch documents)
+    receive ─▶ decode ─▶ analyse ─▶ aggregate ─▶ rules ─▶ sinks (TensorBoard, epoch documents, samples)
                                                                   └─▶ store (commit + watermark) ─▶ acknowledge, notify
 
 Two threads carry it. The intake thread owns the sockets: it receives, decodes, aggregates, feeds the live view,
@@ -35,6 +35,8 @@ from sidestep_collector.quarantine import Quarantine
 from sidestep_collector.receive import Registry, Sockets
 from sidestep_collector.rules import Rules
 from sidestep_collector.sinks.epoch_json import EpochJsonSink
+from sidestep_collector.sinks.hparams_file import HparamsFile
+from sidestep_collector.sinks.samples import SampleSink
 from sidestep_collector.sinks.tensorboard import TensorBoardSink
 from sidestep_collector.store import Store
 from sidestep_collector.store.past import read_past
@@ -83,7 +85,9 @@ class Pipeline:
         self._rules = Rules(self._choices, config.rules)
         self.notifier = Notifier(config.webhook, config.webhook_severity)
         tensorboard = TensorBoardSink(root, store.files(), self._choices)
-        self.committer = Committer(store, tensorboard, EpochJsonSink(root), self.counters)
+        self._samples = SampleSink(root)
+        files = (EpochJsonSink(root), self._samples, HparamsFile(root))
+        self.committer = Committer(store, tensorboard, files, self.counters)
         self._batch = Batch()
         self._sealed: deque[Batch] = deque()
         self._points = 0
@@ -324,4 +328,5 @@ class Pipeline:
                 events.setdefault(event.at.stream, []).append(event)
         for stream, key_sets in going_on.items():
             items = [*past[stream].tensors, *events.get(stream, ())]
+            self._samples.restore(past[stream].tensors)
             self._analysis.restore(stream, key_sets, past[stream].tails, items)

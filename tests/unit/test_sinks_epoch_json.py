@@ -107,9 +107,9 @@ def test_a_damaged_document_and_foreign_folders_stop_nothing(tmp_path):
 
 def test_the_array_is_written_once_for_many_epochs(tmp_path, monkeypatch):
     written = []
-    replace = epoch_json._replace
+    replace = epoch_json.replace
     monkeypatch.setattr(
-        epoch_json, "_replace", lambda file, content: (written.append(file.name), replace(file, content))
+        epoch_json, "replace", lambda file, content: (written.append(file.name), replace(file, content))
     )
     EpochJsonSink(tmp_path).write(Batch(summaries=[summary(epoch) for epoch in range(1200)]))
     assert written.count("training_summary.json") == 1

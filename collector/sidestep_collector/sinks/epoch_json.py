@@ -15,6 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from sidestep_collector.blocks import Batch, EpochSummary, PeriodSummary
+from sidestep_collector.sinks.replacing import replace
 from sidestep_schemas import layout
 from sidestep_schemas.epoch import STATISTICS, Statistic, epoch_document
 
@@ -52,12 +53,12 @@ class EpochJsonSink:
             runs.setdefault(folder, {})[summary.epoch] = msgspec.json.encode(_document(summary))
         for folder, documents in runs.items():
             for epoch, document in documents.items():
-                _replace(_epoch_file(folder, epoch), msgspec.json.format(document, indent=2) + b"\n")
-            _replace(folder / _ALL, _array({**self._existing(folder), **documents}))
+                replace(_epoch_file(folder, epoch), msgspec.json.format(document, indent=2) + b"\n")
+            replace(folder / _ALL, _array({**self._existing(folder), **documents}))
         for period in batch.periods:
             folder = layout.run_dir(self._root, period.project, period.run) / _FOLDER / "periods"
             name = f"epochs_{period.first_epoch:03d}-{period.last_epoch:03d}.json"
-            _replace(folder / name, msgspec.json.format(msgspec.json.encode(_period(period)), indent=2) + b"\n")
+            replace(folder / name, msgspec.json.format(msgspec.json.encode(_period(period)), indent=2) + b"\n")
 
     def _existing(self, folder: Path) -> dict[int, bytes]:
         """The documents of a run on disk, by epoch.
@@ -129,10 +130,3 @@ def _readable(files: Iterable[Path]) -> Iterable[bytes]:
         except msgspec.DecodeError:
             continue  # cut off by a power failure; the others still count
         yield msgspec.json.format(document, indent=-1)
-
-
-def _replace(file: Path, content: bytes) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(file)
