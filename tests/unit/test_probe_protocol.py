@@ -132,7 +132,7 @@ def test_once_a_validation(offline: dict[str, Any]) -> None:
             model(batch(step))
             model(batch(step))
             model.train()
-    assert diary.reported == [3]  # seen at the end of step 2; that of step 4 waits for a step 6
+    assert diary.reported == [3]  # it begins before a step, so that it is step 3 and not 2; that of step 4 waits
 
 
 def test_a_hook_that_raises_never_reaches_the_training(

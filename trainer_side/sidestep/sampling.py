@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from sidestep.probes.cadence import Cadence, cadence
+from sidestep.probes.cadence import Cadence, Validations, cadence
 from sidestep.probes.protocol import Part, Probe, Watched
 
 
@@ -41,6 +41,8 @@ class Sampling:
         self._late: list[Probe] = []
         self._has_stepped = False
         watched.switch_off = self._switch_off
+        if any(isinstance(when, Validations) for when, _ in self._groups.values()):
+            watched.calls.at_validation = self._validate
         for probe in self._active.copy():
             self._call(probe, "attach", watched)
 
@@ -61,6 +63,14 @@ class Sampling:
         begun, self.due = self.due, due
         for probe in [probe for probe in due if probe not in begun]:
             self._call(probe, "begin", step)
+
+    def _validate(self) -> None:
+        """A validation has begun: the next step is sampled. A probe that begins before a step takes the one after."""
+        for when, probes in self._groups.values():
+            if isinstance(when, Validations) and when.is_due(self._run.step + 1, self._watched):
+                joining = [probe for probe in probes if type(probe).begin is Probe.begin]
+                self.due = [probe for probe in self._active if probe in self.due or probe in joining]
+                self._late += [probe for probe in probes if probe not in (*joining, *self._late)]
 
     def tell(self, event: str, subject: Part | int) -> None:
         """Call a method of each probe that samples; after a step in reverse, so that the last is next to the step."""

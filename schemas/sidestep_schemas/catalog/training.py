@@ -356,7 +356,22 @@ METRICS: Final[tuple[Metric, ...]] = (
         TIER_STEP,
         "Share of the sampled steps so far in which any of the block's weights looked at has changed.",
     ),
-    Metric("weight_norm", "weight norm", "", TIER_EPOCH, "L2 norm of all weights.", sharded="l2"),
+    Metric(
+        "grad_norm",
+        "gradient norm at a validation",
+        "",
+        TIER_EPOCH,
+        "L2 norm of the gradient of the whole model, before clipping, at the first step after each validation.",
+        sharded="l2",
+    ),
+    Metric(
+        "weight_norm",
+        "weight norm",
+        "",
+        TIER_EPOCH,
+        "L2 norm of all weights, once an epoch and at the first step after each validation.",
+        sharded="l2",
+    ),
     Metric(
         "train/weights/<block>",
         "weight norm of a block",

@@ -55,7 +55,8 @@ class Epochs:
 
 
 class Validations:
-    """The first step after each validation, that is after calls of the model in eval mode."""
+    """The first step after each validation, that is after calls of the model in eval mode; the second for a probe that
+    must know of it before the step (it has a `begin`)."""
 
     def __init__(self) -> None:
         self._seen = 0

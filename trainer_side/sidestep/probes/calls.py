@@ -22,12 +22,14 @@ class Calls:
         samples: first dimensions of the model's first tensor argument, added up while it trains.
         passes: forward passes while it trains: micro-batches, where gradients are accumulated.
         validations: how often it was called in eval mode after it had trained.
+        at_validation: what is told of each of them, as it begins.
     """
 
     def __init__(self) -> None:
         self.samples = 0
         self.passes = 0
         self.validations = 0
+        self.at_validation: Callable[[], None] | None = None
         self._has_trained = False
         self._is_paused = False
         self._to_repeat = 0
@@ -46,8 +48,11 @@ class Calls:
         if torch.compiler.is_compiling() or self._is_paused or not is_plain():
             return
         if not module.training:
-            self.validations += self._has_trained
-            self._has_trained = False
+            if self._has_trained:
+                self._has_trained = False
+                self.validations += 1
+                if self.at_validation is not None:
+                    self.at_validation()
             return
         if not torch.is_grad_enabled():
             return

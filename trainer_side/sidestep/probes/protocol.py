@@ -66,6 +66,7 @@ class Watched:
         sharding: how the parameters lie over ranks.
         switch_off: what is told of a probe whose hook raised.
         norm_before_clip: a step and its gradient's L2 norm before clipping, where a probe has seen it.
+        weight_norm_step: the last step for which the norm of the weights was recorded.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Watched:
         first = next(model.parameters(), None)
         self.device = torch.device("cpu") if first is None else local(first).device
         self.norm_before_clip: tuple[int, Tensor] | None = None
+        self.weight_norm_step: int | None = None
         self.switch_off: Callable[[Probe, str, Exception], None] | None = None
         self._calls: Calls | None = None
         self._labels: Labels | None = None

@@ -21,6 +21,7 @@ BUILT_IN: Final = {
     "effectiveness": ("sidestep.probes.effectiveness", "EffectivenessProbe"),
     "weights": ("sidestep.probes.weights", "WeightProbe"),
     "moments": ("sidestep.probes.moments", "MomentProbe"),
+    "validation": ("sidestep.probes.validation", "ValidationProbe"),
     "activations": ("sidestep.probes.activations", "ActivationProbe"),
     "attention": ("sidestep.probes.attention", "AttentionProbe"),
     "data": ("sidestep.probes.data", "DataProbe"),
@@ -39,8 +40,8 @@ BUILT_IN: Final = {
 }
 #: Those of a `watch` that names none.
 DEFAULTS: Final = (
-    *("clipping", "optimizer", "amp", "gradients", "updates", "weights", "moments", "activations", "attention"),
-    *("throughput", "ema", "time", "memory", "system", "checkpoints"),
+    *("clipping", "optimizer", "amp", "gradients", "updates", "weights", "validation", "moments", "activations"),
+    *("attention", "throughput", "ema", "time", "memory", "system", "checkpoints"),
 )
 GROUP: Final = "sidestep.probes"
 #: What a run of a profile has besides.

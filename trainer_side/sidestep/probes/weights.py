@@ -17,7 +17,7 @@ from sidestep.probes import stable_rank
 from sidestep.probes.norms import FUSED, Norms, by_kind, fold, foreach_norm, gathered, home_of
 from sidestep.probes.protocol import Part, Probe
 from sidestep.probes.sample import Coordinates, Rows, coordinates
-from sidestep.probes.sharding import weighed
+from sidestep.probes.sharding import Sharding, weighed
 
 TAGS: Final = ("weight_norm", "train/weights/<block>", "train/weights/absmax", "train/weights/distance_from_start")
 #: In a sharded model: what the distance of this rank's part is relative to, by which the collector puts ranks together.
@@ -61,14 +61,7 @@ class WeightProbe(Probe):
 
     def after_step(self, part: Part) -> None:
         """Take the norms of one optimizer's weights."""
-        whole = [(local(parameter), number) for number, (parameter, _) in enumerate(part.placed)]
-        for group in by_kind([entry for entry in whole if entry[0].numel()]):
-            tensors = [tensor for tensor, _ in group]
-            owners = [part.placed[number] for _, number in group]
-            parameters = (parameter for parameter, _ in owners)
-            norms = weighed(foreach_norm(tensors), parameters, self.watched.sharding.of(part))
-            self._norms.append(Norms([block for _, block in owners], torch.stack(tuple(norms))))
-            self._largest += FUSED._foreach_norm(tensors, float("inf"))  # noqa: SLF001
+        self._norms += measure(part, self.watched.sharding, self._largest)
         if self._has_rank:
             self._ranks += stable_rank.measure(part.placed)
         for each, start in self._starts.get(part.key, ()):
@@ -84,6 +77,7 @@ class WeightProbe(Probe):
         self.forget()
         if not norms:
             return
+        self.watched.weight_norm_step = step
         blocks, folded = fold(norms)
         tags, sharding = _tags(self.watched.names, blocks), self.watched.sharding
         values = [_whole(folded), gathered(largest).max().reshape(1), folded]
@@ -101,6 +95,26 @@ class WeightProbe(Probe):
     def forget(self) -> None:
         """Begin anew."""
         self._norms, self._largest, self._distances, self._ranks = [], [], [], []
+
+
+def measure(part: Part, sharding: Sharding, largest: list[Tensor] | None = None) -> list[Norms]:
+    """L2 norm of each of an optimizer's parameters, of what lies here.
+
+    Args:
+        part: the optimizer.
+        sharding: what the norms count for over ranks.
+        largest: gathers the largest magnitude of each, where it is given.
+    """
+    whole = [(local(parameter), number) for number, (parameter, _) in enumerate(part.placed)]
+    found: list[Norms] = []
+    for group in by_kind([entry for entry in whole if entry[0].numel()]):
+        tensors = [tensor for tensor, _ in group]
+        owners = [part.placed[number] for _, number in group]
+        norms = weighed(foreach_norm(tensors), (parameter for parameter, _ in owners), sharding.of(part))
+        found.append(Norms([block for _, block in owners], torch.stack(tuple(norms))))
+        if largest is not None:
+            largest += FUSED._foreach_norm(tensors, float("inf"))  # noqa: SLF001
+    return found
 
 
 def _whole(norms: Tensor) -> Tensor:
