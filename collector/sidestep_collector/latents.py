@@ -21,6 +21,8 @@ Floats = NDArray[np.float64]
 #: Tensors that are latents: drawn from the model, and of the data.
 GENERATED: Final = "samples/generated_latents"
 REAL: Final = "samples/real_latents"
+#: Histograms that follow from generated ones; behind it stands the number of a channel.
+LATENT_HISTOGRAM: Final = "histograms/generated_latent_ch"
 
 CHANNELS_MAX: Final = 64
 #: Values of a channel that a distance is computed of: evenly spaced ones of more.

@@ -24,11 +24,12 @@ import msgspec
 
 from sidestep_collector.aggregate import EpochAggregator, Live, PeriodAggregator, RunHistory
 from sidestep_collector.analyse import Analysis, load
-from sidestep_collector.blocks import Batch, Event, Finding, Item, KeySet, Progress, ScalarBlock, Stream
+from sidestep_collector.blocks import Batch, Event, Finding, Histogram, Item, KeySet, Progress, ScalarBlock, Stream
 from sidestep_collector.commit import Committer
 from sidestep_collector.config import Config
 from sidestep_collector.decode import Decoder
 from sidestep_collector.intake import Intake
+from sidestep_collector.latents import LATENT_HISTOGRAM
 from sidestep_collector.notify import Notifier, message
 from sidestep_collector.profiles import Choices, SecondNames
 from sidestep_collector.quarantine import Quarantine
@@ -42,6 +43,7 @@ from sidestep_collector.store import Store
 from sidestep_collector.store.past import read_past
 from sidestep_collector.store.resume import RunTail, read_tails
 from sidestep_collector.telemetry import Counters
+from sidestep_collector.wishes import Wishes
 
 _IDLE_WAIT_SECONDS: Final = 0.1
 #: A batch is closed at this size. Committing 64 MB at once took 1.2 GB of memory and was slower than four of 16 MB.
@@ -79,14 +81,16 @@ class Pipeline:
         self._intake = Intake(sockets, self.registry, self._decoder, Quarantine(root / "quarantine"), self.counters)
         self._analysis = Analysis(load(config.analysers), self.counters)
         self._epochs = EpochAggregator()
-        self._periods = PeriodAggregator()
+        self._wishes = Wishes()
+        self._periods = PeriodAggregator(lambda run: self._wishes.of(run).every_n_epochs)
         self._choices = Choices()
         self._second_names = SecondNames(self._choices)
         self._rules = Rules(self._choices, config.rules)
         self.notifier = Notifier(config.webhook, config.webhook_severity)
         tensorboard = TensorBoardSink(root, store.files(), self._choices)
         self._samples = SampleSink(root)
-        files = (EpochJsonSink(root), self._samples, HparamsFile(root))
+        documents = EpochJsonSink(root, lambda run: self._wishes.of(run).json_every_n_epochs)
+        files = (documents, self._samples, HparamsFile(root))
         self.committer = Committer(store, tensorboard, files, self.counters)
         self._batch = Batch()
         self._sealed: deque[Batch] = deque()
@@ -141,6 +145,7 @@ class Pipeline:
         decoded = self._decoder.take()
         if not decoded.blocks and not decoded.items and not decoded.key_sets:
             return
+        self._wishes.note(decoded.items)
         self._analysis.add(decoded.blocks, decoded.items)
         self._carry(decoded.blocks, decoded.items)
         for stream, key_set in decoded.key_sets:
@@ -158,7 +163,7 @@ class Pipeline:
     def _analyse(self) -> None:
         """Once a flush, so that the price of numpy calls is paid once: what follows from all that came since."""
         blocks, items = self._analysis.take()
-        self._carry(blocks, items)
+        self._carry(blocks, [item for item in items if self._is_wished(item)])
         self._count_derived(blocks)
         self._rename(blocks)
 
@@ -173,6 +178,10 @@ class Pipeline:
     def _count_derived(self, blocks: list[ScalarBlock]) -> None:
         self.counters.derived_scalars += sum(block.values.size for block in blocks)
         self._batch.nbytes += sum(block.values.nbytes for block in blocks)
+
+    def _is_wished(self, item: Item) -> bool:
+        is_of_latents = isinstance(item, Histogram) and item.name.startswith(LATENT_HISTOGRAM)
+        return not is_of_latents or self._wishes.of(item.at.stream.run).latent_histograms
 
     def _carry(self, blocks: list[ScalarBlock], items: list[Item]) -> None:
         """From decoding or analysing on, all goes the same way."""
@@ -274,6 +283,7 @@ class Pipeline:
                 self._epochs.forget(run)
                 self._rules.forget(run)
                 self._periods.forget(run)
+                self._wishes.forget(run)
                 self.live.forget(run)
 
     def _drain(self) -> None:
@@ -303,6 +313,7 @@ class Pipeline:
                 going_on[known.stream] = known.key_sets
         runs = self._store.runs()
         tails = read_tails(root, going_on)
+        self._wishes.note(event for tail in tails for event in tail.events)
         uids = {stream.run: stream.run_uid for stream in going_on}
         self._epochs.restore(
             rows=[row for tail in tails for row in self._store.epoch_rows(tail.run, tail.since_epoch)],

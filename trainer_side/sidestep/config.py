@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, cast
 
 from sidestep.judged import read_profile, read_rules
+from sidestep_schemas.diagnostics import Diagnostics
 from sidestep_schemas.errors import ConfigError
 from sidestep_schemas.layout import COLLECTOR_VARIABLE, DEFAULT_PROJECT, data_dir
 
@@ -49,6 +50,7 @@ class RunConfig:
         collector: address; None for the one that belongs to `dir`.
         attempt: which start of this run, as far as the environment tells; the collector settles it.
         system_seconds: from one sample of the machine to the next; 0 takes none.
+        diagnostics: which of them, and how often.
     """
 
     project: str
@@ -69,6 +71,7 @@ class RunConfig:
     attempt: int
     strict: bool
     system_seconds: float
+    diagnostics: Diagnostics
 
     @property
     def uid(self) -> bytes:
@@ -93,6 +96,7 @@ def resolve(
     profile: str | os.PathLike[str] | None,
     rules: Mapping[str, Any] | None = None,
     system_seconds: float | None = None,
+    diagnostics: Mapping[str, Any] | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> RunConfig:
     """Settle what a run is.
@@ -100,7 +104,9 @@ def resolve(
     Raises:
         ConfigError: a value that cannot be meant, with all that can.
     """
+    wanted = Diagnostics.read(diagnostics)
     mode = _choice("mode", mode or environ.get(MODE_VARIABLE) or "on", ("on", "offline", "off"))
+    mode = mode if wanted.enabled else "off"
     resume = _choice("resume", resume, ("auto", "never", "must"))
     ranks = _first_int(environ, _RANK_VARIABLES, 0) if rank is None else rank
     world = _first_int(environ, _WORLD_VARIABLES, 1) if world_size is None else world_size
@@ -127,6 +133,7 @@ def resolve(
         attempt=_first_int(environ, _RESTART_VARIABLES, 0),
         strict=environ.get(STRICT_VARIABLE, "") not in ("", "0"),
         system_seconds=_seconds(system_seconds, environ),
+        diagnostics=wanted,
     )
 
 

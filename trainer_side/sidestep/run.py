@@ -23,6 +23,7 @@ from sidestep.machine import Machine
 from sidestep.push import Pusher
 from sidestep.recorder import KeySetKey, Recorder, is_name, tag_of
 from sidestep.report import DeliveryReport, LoggedConfig, deliver
+from sidestep_schemas.diagnostics import Diagnostics
 from sidestep_schemas.wire import (
     DTYPE_FLOAT32,
     DTYPE_FLOAT64,
@@ -110,6 +111,11 @@ class Run:
     def config(self) -> LoggedConfig:
         """The script's configuration; a change to it is recorded."""
         return self._config
+
+    @property
+    def diagnostics(self) -> Diagnostics:
+        """Which diagnostics are wanted and how often, for what a script logs itself to go by."""
+        return self._settings.diagnostics
 
     @property
     def is_live(self) -> bool:

@@ -52,6 +52,7 @@ def init(
     profile: str | os.PathLike[str] | None = None,
     rules: Mapping[str, Any] | None = None,
     system_seconds: float | None = None,
+    diagnostics: Mapping[str, Any] | None = None,
 ) -> Run:
     """Begin a run, or return the one that this process has already.
 
@@ -80,6 +81,8 @@ def init(
             `{"exploding_block": {"above": 1e4}}`.
         system_seconds: from one sample of the machine (processors, memory, disks, network, GPU) to the next; 0 takes
             none. Default `SIDESTEP_SYSTEM_SECONDS`, else 10.
+        diagnostics: which diagnostics are wanted and how often, by name: docs/diagnostics.md. `run.diagnostics` has
+            them, with what holds where nothing is said.
 
     Raises:
         ConfigError, UsageError, AddressError: an argument that cannot be meant.
@@ -104,6 +107,7 @@ def init(
             profile=profile,
             rules=rules,
             system_seconds=system_seconds,
+            diagnostics=diagnostics,
         )
         if settings.collector is not None:
             endpoints(settings.collector)
@@ -159,7 +163,11 @@ def _start(settings: RunConfig, config: Mapping[str, Any] | None) -> Run:
 
 
 def _judged_by(settings: RunConfig) -> dict[str, Any]:
-    said = {"profile_text": settings.profile_text, "rules": dict(settings.rules)}
+    said = {
+        "profile_text": settings.profile_text,
+        "rules": dict(settings.rules),
+        "diagnostics": settings.diagnostics.said(),
+    }
     return {name: value for name, value in said.items() if value}
 
 

@@ -29,6 +29,7 @@ from sidestep.run import Run
 from sidestep.sampling import Sampling
 from sidestep.steps import Nesting, has_closure
 from sidestep.tracing import hide_hooks
+from sidestep_schemas.diagnostics import Diagnostics
 
 _watched: weakref.WeakSet[Run] = weakref.WeakSet()
 
@@ -37,7 +38,7 @@ def watch(
     model: nn.Module,
     optimizer: Optimizer | Sequence[Optimizer],
     *,
-    every: int = 50,
+    every: int | None = None,
     blocks: Sequence[str] | Mapping[str, str | Sequence[str]] | None = None,
     probes: Given = None,
     scaler: Any = None,
@@ -55,7 +56,8 @@ def watch(
     Args:
         model: the model; wrapped (DistributedDataParallel, torch.compile) or not.
         optimizer: its optimizer, or several, of which the first counts the steps.
-        every: steps from one measurement to the next; 1 measures all.
+        every: steps from one measurement to the next; 1 measures all. Default is the `log_every_n_steps` of
+            `diagnostics`, 50.
         blocks: prefixes of parameter names (`["encoder", "decoder.layers.0"]`), or names of blocks with their
             prefix or prefixes; default is found from the module tree: its children, lists of modules opened.
         probes: what is measured: names of probes to when they sample (`500`, `"epoch"`, `"0.25 epoch"`,
@@ -73,9 +75,11 @@ def watch(
         ConfigError, AddressError: as `sidestep.init`.
     """
     optimizers = _optimizers(optimizer)
+    wanted = _wanted(init_arguments)
+    every = wanted.log_every_n_steps if every is None else every
     if every < 1:
         raise UsageError(f"watch(every={every!r}): every how many steps is a whole number of at least 1")
-    settled, taken = Blocks(model, blocks), chosen(probes, _profile(init_arguments))
+    settled, taken = Blocks(model, blocks), chosen(probes, _profile(init_arguments), wanted)
     for probe in taken:
         cadence(every if probe.every is None else probe.every, probe.name)
     run = start.init(**init_arguments)
@@ -91,6 +95,13 @@ def watch(
     _Watch(watched, settled, Sampling(watched, taken, every))
     _watched.add(run)
     return run
+
+
+def _wanted(init_arguments: Mapping[str, Any]) -> Diagnostics:
+    present = start.active_run()
+    if present is not None and present.is_live:
+        return present.diagnostics
+    return Diagnostics.read(init_arguments.get("diagnostics"))
 
 
 class _Member:

@@ -8,7 +8,7 @@ period is told again. The next period begins with the first epoch behind it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from sidestep_collector.aggregate.summary import Statistics
@@ -18,9 +18,13 @@ PERIOD_EPOCHS: Final = 25
 
 
 class PeriodAggregator:
-    """Merges the summaries of `period_epochs` epochs that follow each other; keeps those of one period a run."""
+    """Merges the summaries of some epochs that follow each other; keeps those of one period a run.
 
-    def __init__(self, period_epochs: int = PERIOD_EPOCHS) -> None:
+    Args:
+        period_epochs: how many, or what says it of a run.
+    """
+
+    def __init__(self, period_epochs: int | Callable[[str], int] = PERIOD_EPOCHS) -> None:
         self._period_epochs = period_epochs
         self._open: dict[str, dict[int, EpochSummary]] = {}
 
@@ -29,8 +33,8 @@ class PeriodAggregator:
         told: list[PeriodSummary] = []
         changed: dict[str, None] = {}
         for summary in summaries:
-            epochs = self._open.setdefault(summary.run, {})
-            if summary.epoch not in epochs and len(epochs) >= self._period_epochs:
+            epochs, size = self._open.setdefault(summary.run, {}), self._size(summary.run)
+            if summary.epoch not in epochs and len(epochs) >= size:
                 if summary.epoch < min(epochs):
                     continue  # late data of a period before this one
                 if summary.run in changed:
@@ -38,9 +42,12 @@ class PeriodAggregator:
                     del changed[summary.run]
                 epochs.clear()
             epochs[summary.epoch] = summary
-            if len(epochs) == self._period_epochs:
+            if len(epochs) == size:
                 changed[summary.run] = None
         return [*told, *(_period(self._open[run]) for run in changed)]
+
+    def _size(self, run: str) -> int:
+        return self._period_epochs(run) if callable(self._period_epochs) else self._period_epochs
 
     def forget(self, run: str) -> None:
         """Drop a run; a period that is not full is not told."""

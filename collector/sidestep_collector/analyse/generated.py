@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
 
 from sidestep_collector.analyse.arrays import histogram
 from sidestep_collector.analyse.protocol import Analyser, Floats, Given, Span, Values
 from sidestep_collector.blocks import Moment, Tensor
-from sidestep_collector.latents import GENERATED, REAL, channels, described, distances, floats, pairs
-
-HISTOGRAM: Final = "histograms/generated_latent_ch"
+from sidestep_collector.latents import GENERATED, LATENT_HISTOGRAM, REAL, channels, described, distances, floats, pairs
 
 
 class Generated(Analyser):
@@ -45,7 +42,7 @@ def _described(of: str, tensor: Tensor) -> Iterator[Given]:
     if found:
         yield Values.at(tensor.at, found)
     for number, channel in known.items() if of == "generated" else ():
-        shown = histogram(tensor.at, f"{HISTOGRAM}{number}", channel)
+        shown = histogram(tensor.at, f"{LATENT_HISTOGRAM}{number}", channel)
         if shown is not None:
             yield shown
 

@@ -8,7 +8,7 @@ epoch alone: writing it again changes nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,10 +35,12 @@ class EpochJsonSink:
 
     Args:
         root: the data folder.
+        every: of a run, epochs that are whole multiples of it have a document; default all.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, every: Callable[[str], int] | None = None) -> None:
         self._root = root
+        self._every = every
         self._compared: set[Path] = set()
 
     def write(self, batch: Batch) -> None:
@@ -49,6 +51,8 @@ class EpochJsonSink:
         """
         runs: dict[Path, dict[int, bytes]] = {}
         for summary in batch.summaries:
+            if self._every is not None and summary.epoch % self._every(summary.run):
+                continue
             folder = layout.run_dir(self._root, summary.project, summary.run) / _FOLDER
             runs.setdefault(folder, {})[summary.epoch] = msgspec.json.encode(_document(summary))
         for folder, documents in runs.items():

@@ -39,14 +39,23 @@ class GradientProbe(Probe):
         direction: also the share of zeros, and the cosine with the gradient sampled before: from a sample of
             coordinates, of which it keeps two copies.
         parameters: also the norm of each parameter's gradient.
+        blocks: also the norm of each block's.
     """
 
     name: ClassVar[str] = "gradients"
     cost: ClassVar[int] = 1
     tags: ClassVar[tuple[str, ...]] = TAGS + _WEIGHTS
 
-    def __init__(self, *, every: int | str | None = None, direction: bool = True, parameters: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        every: int | str | None = None,
+        direction: bool = True,
+        parameters: bool = False,
+        blocks: bool = True,
+    ) -> None:
         super().__init__(every=every)
+        self._with_blocks = blocks
         self._directions: dict[int, Directions] | None = {} if direction else None
         self._with_parameters = parameters
         self._parts: list[Norms] = []
@@ -68,7 +77,7 @@ class GradientProbe(Probe):
         seen = self.watched.norm_before_clip
         before_clip = seen[1] if seen is not None and seen[0] == step else None
         sharding = self.watched.sharding
-        report(self.watched, parts, step, before_clip)
+        report(self.watched, parts, step, before_clip, with_blocks=self._with_blocks)
         for tags, norms in single:
             self.run.record(tags, norms, step=step, reductions=sharding.reductions(tags))
         if parts:
@@ -176,7 +185,9 @@ def measure(
     return parts
 
 
-def report(watched: Watched, parts: Sequence[Norms], step: int, before_clip: Tensor | None) -> None:
+def report(
+    watched: Watched, parts: Sequence[Norms], step: int, before_clip: Tensor | None, *, with_blocks: bool = True
+) -> None:
     """Record the global norm and the norms of blocks that have gradients.
 
     Args:
@@ -185,7 +196,7 @@ def report(watched: Watched, parts: Sequence[Norms], step: int, before_clip: Ten
         step: the step they belong to.
         before_clip: the global norm from clipping, which has seen the gradient as it was; else it is the norm of
             the norms of blocks.
-        sharding: how the parameters lie over ranks.
+        with_blocks: whether those of blocks are recorded.
     """
     if not parts:
         return
@@ -194,8 +205,9 @@ def report(watched: Watched, parts: Sequence[Norms], step: int, before_clip: Ten
     # The norm from clipping is that of the whole on each rank.
     whole = torch.linalg.vector_norm(norms) if before_clip is None else before_clip * sharding.of_whole
     whole = whole.to(norms.device, torch.float32, non_blocking=True).reshape(1)
-    tags = _tags(tuple(watched.names), blocks)
-    watched.run.record(tags, torch.cat((whole, norms)), step=step, reductions=sharding.reductions(tags))
+    tags = _tags(tuple(watched.names), blocks if with_blocks else ())
+    values = torch.cat((whole, norms)) if with_blocks else whole
+    watched.run.record(tags, values, step=step, reductions=sharding.reductions(tags))
 
 
 def present(placed: Sequence[Placed]) -> Iterator[tuple[Tensor, int]]:

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from sidestep.errors import UsageError
 from sidestep.probes.protocol import Probe
+from sidestep_schemas.diagnostics import Diagnostics
 
 #: Name to module and class; loaded when asked for. Reported in this order.
 BUILT_IN: Final = {
@@ -20,8 +21,8 @@ BUILT_IN: Final = {
     "updates": ("sidestep.probes.updates", "UpdateProbe"),
     "effectiveness": ("sidestep.probes.effectiveness", "EffectivenessProbe"),
     "weights": ("sidestep.probes.weights", "WeightProbe"),
-    "moments": ("sidestep.probes.moments", "MomentProbe"),
     "validation": ("sidestep.probes.validation", "ValidationProbe"),
+    "moments": ("sidestep.probes.moments", "MomentProbe"),
     "activations": ("sidestep.probes.activations", "ActivationProbe"),
     "attention": ("sidestep.probes.attention", "AttentionProbe"),
     "data": ("sidestep.probes.data", "DataProbe"),
@@ -43,29 +44,42 @@ DEFAULTS: Final = (
     *("clipping", "optimizer", "amp", "gradients", "updates", "weights", "validation", "moments", "activations"),
     *("attention", "throughput", "ema", "time", "memory", "system", "checkpoints"),
 )
-GROUP: Final = "sidestep.probes"
 #: What a run of a profile has besides.
 OF_PROFILES: Final[Mapping[str, Sequence[str]]] = {"jepa": ("gradient_flow",)}
+GROUP: Final = "sidestep.probes"
 
 Setting = bool | int | str | Mapping[str, Any] | Probe
 Given = Mapping[str, Setting] | Sequence[str | Probe] | None
 
 
-def chosen(given: Given, profile: str = "") -> list[Probe]:
+def chosen(given: Given, profile: str = "", wanted: Diagnostics | None = None) -> list[Probe]:
     """Probes of a `watch`: those by default and of the run's profile, and what settings add, change or leave out.
 
     Args:
         given: names to True, False, when to sample, or settings by keyword; or names and probes to add.
-
         profile: name of the run's profile.
+        wanted: the run's settings, which stand behind `given`.
+
     Raises:
         UsageError: a name that no probe has, a setting that it does not take.
     """
     settings: dict[str, Setting] = {
         **dict.fromkeys((*DEFAULTS, *OF_PROFILES.get(profile, ())), True),
+        **_of(wanted or Diagnostics()),
         **_by_name(given),
     }
     return [_made(name, setting) for name, setting in settings.items() if setting is not False]
+
+
+def _of(wanted: Diagnostics) -> dict[str, Setting]:
+    settings: dict[str, Setting] = {}
+    if not wanted.grad_block_norms:
+        settings["gradients"] = {"blocks": False}
+    if not wanted.ema_divergence:
+        settings["ema"] = False
+    if not wanted.performance_counters:
+        settings |= dict.fromkeys(("throughput", "time", "memory"), False)
+    return settings
 
 
 def _by_name(given: Given) -> dict[str, Setting]:
