@@ -6,8 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+)
 
+from sidestep.auto.datasets import shared_dataset
 from sidestep.auto.loaders import Loaders, Pass
 from sidestep.auto.patching import Faults
 
@@ -16,13 +25,17 @@ class FakeRun:
     def __init__(self) -> None:
         self.epochs: list[int] = []
         self.recorded: list[tuple[float, float]] = []
+        self.marks: list[tuple[str, dict[str, Any]]] = []
 
     def epoch(self, number: int) -> None:
         self.epochs.append(number)
 
     def record(self, tags: tuple[str, ...], values: tuple[float, ...], *, epoch: float, tier: str) -> None:
-        assert (tags, tier) == (("perf/data_loading_frac",), "epoch")
-        self.recorded.append((epoch, values[0]))
+        assert (tags, tier) == (("perf/data_loading_frac", "train/num_batches"), "epoch")
+        self.recorded.append((epoch, values[1]))
+
+    def mark(self, event: str, **details: Any) -> None:
+        self.marks.append((event, details))
 
 
 class Script:
@@ -62,6 +75,9 @@ def test_each_pass_that_is_trained_on_is_an_epoch() -> None:
             script.go(val, steps=False)
     assert script.run.epochs == [1, 2, 3]
     assert [one.loader for one in script.ended] == [val] * 3
+    script.loaders.flush()
+    assert script.run.recorded == [(1, 3), (2, 3), (3, 3)]
+    assert script.run.marks == []
 
 
 def test_a_pass_that_is_left_early_is_an_epoch_too() -> None:
@@ -69,7 +85,7 @@ def test_a_pass_that_is_left_early_is_an_epoch_too() -> None:
     for _ in range(2):
         script.go(train, steps=True, batches=1)
     assert script.run.epochs == [1, 2]
-    assert [epoch for epoch, _ in script.run.recorded] == [1]
+    assert script.run.recorded == [(1, 1)]
 
 
 def test_a_loader_made_anew_for_each_epoch_goes_on() -> None:
@@ -123,3 +139,79 @@ def test_the_share_of_waiting_lies_between_none_and_all() -> None:
     one = Pass(1, loader_of(4))
     one.wait(0.0)
     assert one.waiting_share == 0
+
+
+class Images(Dataset[Any]):
+    """Ten images with a transform of one's own."""
+
+    def __init__(self, transform: Any = None) -> None:
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, index: int) -> Any:
+        return self.transform(torch.ones(3)) if self.transform else torch.ones(3)
+
+
+class Flip:
+    """Turns half of what it is given around."""
+
+    def __call__(self, image: Any) -> Any:
+        return image.flip(0) if torch.rand(()) < 0.5 else image
+
+
+class Composed:
+    """Several, one after the other."""
+
+    def __init__(self, *transforms: Any) -> None:
+        self.transforms = list(transforms)
+
+    def __call__(self, image: Any) -> Any:
+        for transform in self.transforms:
+            image = transform(image)
+        return image
+
+
+def halve(image: Any) -> Any:
+    return image / 2
+
+
+def split_of(dataset: Dataset[Any], other: Dataset[Any] | None = None) -> tuple[DataLoader[Any], DataLoader[Any]]:
+    val = Subset(dataset if other is None else other, range(6, 10))
+    return DataLoader(Subset(dataset, range(6)), batch_size=2), DataLoader(ConcatDataset([val]), batch_size=2)
+
+
+@pytest.mark.parametrize(("transform", "is_random"), [(Flip(), True), (Composed(halve, Flip()), True), (halve, False)])
+def test_splits_of_one_dataset_share_its_transform_and_whether_it_is_random_is_told(
+    transform: Any, is_random: bool
+) -> None:
+    found = shared_dataset(*split_of(Images(transform)))
+    assert found is not None
+    assert (found.kind, found.is_random) == ("Images", is_random)
+    assert ("draws random numbers" in found.why) == is_random
+
+
+def test_datasets_of_their_own_and_those_without_a_transform_share_nothing() -> None:
+    assert shared_dataset(*split_of(Images(Flip()), Images(halve))) is None
+    assert shared_dataset(*split_of(Images())) is None
+
+
+def test_two_samplers_over_one_dataset_are_a_split_and_two_loaders_over_all_of_it_are_not() -> None:
+    images = Images(Flip())
+    parts = [DataLoader(images, sampler=SubsetRandomSampler(entries)) for entries in ([0, 1, 2], [3, 4])]
+    assert shared_dataset(parts[0], parts[1]) is not None
+    assert shared_dataset(DataLoader(images, shuffle=True), DataLoader(images)) is None
+
+
+def test_a_shared_dataset_is_marked_once_at_the_end_of_a_validation() -> None:
+    script = Script()
+    train, val = split_of(Images(Flip()))
+    for _ in range(2):
+        script.go(train, steps=True)
+        with torch.no_grad():
+            script.go(val, steps=False)
+    [(event, details)] = script.run.marks
+    assert event == "shared_dataset"
+    assert details["is_random"]
+    assert "one Images object" in details["why"]

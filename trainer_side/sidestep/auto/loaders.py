@@ -17,12 +17,13 @@ import torch
 from torch.utils.data import DataLoader
 from torch.utils.data import dataloader as torch_loader
 
+from sidestep.auto.datasets import shared_dataset
 from sidestep.auto.patching import Faults, wrap
 from sidestep.run import Run
 from sidestep_schemas.wire import TIER_EPOCH
 
 #: Of a whole epoch, told by the loader; where it is seen, the time probe does not estimate it from outside.
-TAGS: Final = ("perf/data_loading_frac",)
+TAGS: Final = ("perf/data_loading_frac", "train/num_batches")
 
 Kind = tuple[str, int | None]
 
@@ -37,12 +38,16 @@ class Pass:
     Attributes:
         kind: type of the data set and number of its samples: the same where a loader is made anew.
         is_over: whether it has given its last batch.
+        batches: how many it gave.
+        is_validation: whether one of them went into a loss without gradients.
     """
 
     def __init__(self, number: int, loader: DataLoader[Any]) -> None:
         self.number = number
         self.kind: Kind = (type(loader.dataset).__name__, _samples(loader))
         self.is_over = False
+        self.batches = 0
+        self.is_validation = False
         self._loader = weakref.ref(loader)
         self._began = self._seen = time.perf_counter()
         self._waited = 0.0
@@ -81,6 +86,7 @@ class Loaders:
         self._count = 0
         self._epoch: Pass | None = None
         self._run: Run | None = None
+        self._is_compared = False
         self.epochs = 0
         self.last: Pass | None = None
 
@@ -113,11 +119,11 @@ class Loaders:
         return epoch is not None and (one is epoch or (one.loader is not None and one.loader is epoch.loader))
 
     def flush(self) -> None:
-        """Record how much of the epoch so far was waiting."""
+        """Record how much of the epoch so far was waiting, and its batches."""
         epoch, run = self._epoch, self._run
         share = epoch.waiting_share if epoch is not None else None
-        if run is not None and share is not None:
-            run.record(TAGS, (share,), epoch=float(self.epochs), tier=TIER_EPOCH)
+        if run is not None and epoch is not None and share is not None:
+            run.record(TAGS, (share, float(epoch.batches)), epoch=float(self.epochs), tier=TIER_EPOCH)
 
     def _around_iter(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def __iter__(loader: DataLoader[Any]) -> Any:  # noqa: N807 - the name stands in tracebacks
@@ -158,10 +164,23 @@ class Loaders:
         one.wait(time.perf_counter() - began)
         if not is_over:
             self.last = one
+            one.batches += 1
         elif not one.is_over:
             one.is_over = True
             if not torch.is_grad_enabled() or not self.is_trained_on(one):
                 self._ended(one)
+                self._compare(one)
+
+    def _compare(self, one: Pass) -> None:
+        """Once, at the end of the first validation: whether it shares its dataset with the training."""
+        train, val, run = self._epoch.loader if self._epoch is not None else None, one.loader, self._run
+        is_validation = one.is_validation or not torch.is_grad_enabled()
+        if self._is_compared or run is None or train is None or val is None or train is val or not is_validation:
+            return
+        self._is_compared = True
+        shared = shared_dataset(train, val)
+        if shared is not None:
+            run.mark("shared_dataset", why=shared.why, dataset=shared.kind, is_random=shared.is_random)
 
 
 def _samples(loader: DataLoader[Any]) -> int | None:

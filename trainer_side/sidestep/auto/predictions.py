@@ -6,6 +6,7 @@ is always looked at; a validation ends with its loader, or with the next optimiz
     <split>/acc                      right predictions / predictions, those of `ignore_index` left out
     <split>/logits/confidence        mean of the largest probability
     <split>/loss_total               mean over what the loss function averages over, all batches together
+    val/num_batches                  batches of a validation: the loader's, else calls of its loss function
 
 The split is "train", or of a validation: what a variable of the script's called `split` or `phase` says; else
 "train_eval" over the loader that is trained on; else "val" for the first data, "val_2" for the second, and so on.
@@ -37,6 +38,8 @@ _CLASSES: Final = ("cross_entropy", "nll_loss")
 _BINARY: Final = ("binary_cross_entropy", "binary_cross_entropy_with_logits")
 _OTHER: Final = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
 
+BATCHES_TAG: Final = ("val/num_batches",)
+
 _TRAIN_ELEMENTS: Final = 2**20
 _VAL_ELEMENTS: Final = 2**22
 _TRAIN_CALLS_MAX: Final = 256
@@ -58,6 +61,25 @@ class Call(NamedTuple):
     reduction: str
     ignored: int | None
     result: Tensor
+
+
+class Batches:
+    """Counts the batches of a validation.
+
+    Args:
+        function: the loss function whose calls count where no loader tells.
+    """
+
+    def __init__(self, function: str) -> None:
+        self.count = 0
+        self._function = function
+        self._at: tuple[int, int] | None = None
+
+    def note(self, function: str, source: Pass | None) -> None:
+        """A call of a loss function on a batch of a pass; None for one that came from elsewhere."""
+        at = (source.number, source.batches) if source is not None else None
+        self.count += function == self._function if at is None else at != self._at
+        self._at = at
 
 
 #: What is added up: right, predictions, sum of confidences, their number, sum of losses, their weight.
@@ -91,6 +113,7 @@ class Predictions:
         self._is_inside = False
         self._train: list[Sums] = []
         self._val: dict[tuple[str, str], Sums] = {}
+        self._batches: dict[str, Batches] = {}
         self._kinds: dict[Kind, str] = {}
         self.function = ""
 
@@ -112,6 +135,7 @@ class Predictions:
     def drop_validation(self) -> None:
         """Forget a validation that belongs to no step."""
         self._val.clear()
+        self._batches.clear()
 
     def end_validation(self, run: Run) -> None:
         """Record what was added up since the last validation."""
@@ -119,6 +143,10 @@ class Predictions:
         for split in dict.fromkeys(split for split, _ in sums):
             of_split = {function: entry for (one, function), entry in sums.items() if one == split}
             self._report(run, split, of_split, has_loss=True)
+        batches = self._batches.pop("val", None)
+        self._batches.clear()
+        if batches is not None:
+            run.record(BATCHES_TAG, (float(batches.count),), **_moment(run, is_validation=True))
 
     def _around(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         def loss_function(*args: Any, **kwargs: Any) -> Any:
@@ -152,6 +180,11 @@ class Predictions:
             key = (split, name)
             sums = _measured(call, _VAL_ELEMENTS)
             self._val[key] = _added(self._val[key], sums) if key in self._val else sums
+            source = self._loaders.last
+            source = None if source is None or source.is_over else source
+            if source is not None:
+                source.is_validation = True
+            self._batches.setdefault(split, Batches(name)).note(name, source)
 
     def _split(self) -> str | None:
         last = self._loaders.last
@@ -174,9 +207,7 @@ class Predictions:
         return self._kinds.get(one.kind, "val")
 
     def _report(self, run: Run, split: str, sums: dict[str, Sums], *, has_loss: bool) -> None:
-        is_epoch = has_loss and run.current_epoch == run.current_epoch  # not NaN
-        at: dict[str, Any] = {"step": max(run.step, 0), "epoch": run.current_epoch}
-        at["tier"] = TIER_EPOCH if is_epoch else TIER_STEP
+        at = _moment(run, is_validation=has_loss)
         several = len(sums) > 1
 
         def deliver(function: str, host: Any) -> None:
@@ -196,6 +227,15 @@ class Predictions:
                 run.receive(entry, lambda host, function=function: deliver(function, host.tolist()))
             else:
                 deliver(function, entry)
+
+
+def _moment(run: Run, *, is_validation: bool) -> dict[str, Any]:
+    is_epoch = is_validation and run.current_epoch == run.current_epoch  # not NaN
+    return {
+        "step": max(run.step, 0),
+        "epoch": run.current_epoch,
+        "tier": TIER_EPOCH if is_epoch else TIER_STEP,
+    }
 
 
 def _call(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Call | None:
