@@ -36,6 +36,7 @@ from sidestep_collector.quarantine import Quarantine
 from sidestep_collector.receive import Registry, Sockets
 from sidestep_collector.rules import Rules
 from sidestep_collector.sinks.epoch_json import EpochJsonSink
+from sidestep_collector.sinks.epoch_lines import EpochLines
 from sidestep_collector.sinks.hparams_file import HparamsFile
 from sidestep_collector.sinks.samples import SampleSink
 from sidestep_collector.sinks.tensorboard import TensorBoardSink
@@ -90,7 +91,10 @@ class Pipeline:
         tensorboard = TensorBoardSink(root, store.files(), self._choices)
         self._samples = SampleSink(root)
         documents = EpochJsonSink(root, lambda run: self._wishes.of(run).json_every_n_epochs)
-        files = (documents, self._samples, HparamsFile(root))
+        # A peer on another machine must not name folders of this one.
+        is_local = config.address(root).startswith("ipc://")
+        self._lines = EpochLines(root, self.counters, takes_folders=is_local)
+        files = (documents, self._lines, self._samples, HparamsFile(root))
         self.committer = Committer(store, tensorboard, files, self.counters)
         self._batch = Batch()
         self._sealed: deque[Batch] = deque()
@@ -238,6 +242,7 @@ class Pipeline:
     def _seal(self) -> None:
         """Close the batch: rows, aggregates and watermarks as they are now belong together."""
         self._analyse()
+        self._carry(self._rules.take_counts(), [])
         batch, self._batch = self._batch, Batch()
         batch.gaps, self._intake.gaps = self._intake.gaps, []
         batch.epochs, batch.summaries = self._epochs.take()
@@ -314,6 +319,7 @@ class Pipeline:
         runs = self._store.runs()
         tails = read_tails(root, going_on)
         self._wishes.note(event for tail in tails for event in tail.events)
+        self._lines.note(event for tail in tails for event in tail.events)
         uids = {stream.run: stream.run_uid for stream in going_on}
         self._epochs.restore(
             rows=[row for tail in tails for row in self._store.epoch_rows(tail.run, tail.since_epoch)],

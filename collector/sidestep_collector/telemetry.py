@@ -26,6 +26,7 @@ class Counters:
     commits: int = 0
     failed_commits: int = 0
     sink_failures: int = 0
+    named_folder_failures: int = 0
     derived_scalars: int = 0
     analyser_failures: int = 0
 

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import sidestep
 from sidestep import launch
@@ -28,6 +28,8 @@ from sidestep.records import Identity
 from sidestep.run import Run
 from sidestep.segments import is_network_folder
 from sidestep_schemas.layout import endpoints, journal_roots, run_dir
+
+DIAGNOSTICS_VARIABLE: Final = "DIAGNOSTICS_DIR"
 
 _active: Run | None = None
 _active_lock = threading.Lock()
@@ -147,6 +149,7 @@ def _start(settings: RunConfig, config: Mapping[str, Any] | None) -> Run:
         config=run.config,
         profile=settings.profile,
         **_judged_by(settings),
+        **_named_folder(),
         world_size=settings.world_size,
         host=socket.gethostname(),
         pid=os.getpid(),
@@ -169,6 +172,12 @@ def _judged_by(settings: RunConfig) -> dict[str, Any]:
         "diagnostics": settings.diagnostics.said(),
     }
     return {name: value for name, value in said.items() if value}
+
+
+def _named_folder() -> dict[str, str]:
+    """The folder that the user wants lines of epochs in, besides the run's own: the collector writes them."""
+    named = os.environ.get(DIAGNOSTICS_VARIABLE)
+    return {"diagnostics_dir": str(Path(named).expanduser().absolute())} if named else {}
 
 
 def _next_attempt(settings: RunConfig, root: Path) -> int:
