@@ -249,11 +249,23 @@ def test_a_tensor_of_features_is_described(dtype: str) -> None:
     assert found[f"{name}_mean_std_per_dim"] == [(0, 0, 7, 1.5, pytest.approx(exact.std(axis=0).mean()))]
     assert values(found, f"{name}_min_std_per_dim") == pytest.approx([exact.std(axis=0).min()])
     assert values(found, f"{name}_effective_rank") == pytest.approx([features.effective_rank(exact)])
+    assert values(found, f"{name}_effective_rank_share") == pytest.approx([features.effective_rank(exact) / 8])
     assert values(found, f"{name}_mean_similarity") == pytest.approx([features.mean_similarity(exact)])
     [histogram] = items
     assert isinstance(histogram, Histogram)
     assert histogram.name == "feature_distributions/level2"
     assert histogram.counts.sum() == matrix.size
+
+
+def test_the_share_of_dimensions_is_not_told_from_too_few_rows() -> None:
+    assert "effective_rank_share" in features.described(rng.normal(size=(10, 30)))
+    assert "effective_rank_share" not in features.described(rng.normal(size=(9, 30)))
+
+
+def test_features_of_validation_have_a_histogram_of_their_own() -> None:
+    names = ("train/collapse/level0", "val/collapse/level0", "val", "level0")
+    found = [features.distribution_of(name).removeprefix("feature_distributions/") for name in names]
+    assert found == ["level0", "val_level0", "val", "level0"]
 
 
 def test_features_that_cannot_be_used_are_left_out() -> None:

@@ -13,6 +13,9 @@ from sidestep_collector.latents import floats
 
 SUFFIX: Final = "_features"
 ROWS_MAX: Final = 256
+#: Of fewer rows than this share of the dimensions nobody can tell how many of these they use.
+ROWS_SHARE: Final = 1 / 3
+_FOUND: Final = ("mean_std_per_dim", "min_std_per_dim", "effective_rank", "effective_rank_share", "mean_similarity")
 
 
 def std_per_dimension(features: Floats) -> Floats:
@@ -61,13 +64,31 @@ def mean_similarity(features: Floats) -> float:
     return float((total @ total - count) / (count * (count - 1)))
 
 
+def described(features: Floats) -> dict[str, float]:
+    """What is given of a matrix; shape (N, d), finite, N >= 2."""
+    rows, dimensions = features.shape
+    spread, rank = std_per_dimension(features), effective_rank(features)
+    found = (float(spread.mean()), float(spread.min()), rank, rank / dimensions, mean_similarity(features))
+    named = dict(zip(_FOUND, found, strict=True))
+    if rows < ROWS_SHARE * dimensions:
+        del named["effective_rank_share"]
+    return named
+
+
+def distribution_of(name: str) -> str:
+    """Name of the histogram; that of validation is another, for both may stand at one step."""
+    split, last = name.split("/", 1)[0], name.rsplit("/", 1)[-1]
+    return f"feature_distributions/val_{last}" if split == "val" and "/" in name else f"feature_distributions/{last}"
+
+
 class Features(Analyser):
     """Of a tensor `<name>_features` (rows are examples): `<name>_mean_std_per_dim` and the others, and a histogram
-    `feature_distributions/<last part of name>`. Of more than 256 rows, 256 evenly spaced ones are taken."""
+    `feature_distributions/<last part of name>`, for validation `feature_distributions/val_<last part of name>`. Of more
+    than 256 rows, 256 evenly spaced ones are taken."""
 
     name = "features"
     tensors = (f"*{SUFFIX}",)
-    gives = tuple(f"*_{what}" for what in ("mean_std_per_dim", "min_std_per_dim", "effective_rank", "mean_similarity"))
+    gives = tuple(f"*_{what}" for what in _FOUND)
 
     def add(self, span: Span) -> Iterator[Given]:
         """See `Analyser`."""
@@ -82,16 +103,7 @@ class Features(Analyser):
             if len(features) < 2:
                 continue
             name = tensor.name.removesuffix(SUFFIX)
-            spread = std_per_dimension(features)
-            yield Values.at(
-                tensor.at,
-                {
-                    f"{name}_mean_std_per_dim": float(spread.mean()),
-                    f"{name}_min_std_per_dim": float(spread.min()),
-                    f"{name}_effective_rank": effective_rank(features),
-                    f"{name}_mean_similarity": mean_similarity(features),
-                },
-            )
-            found = histogram(tensor.at, f"feature_distributions/{name.rsplit('/', 1)[-1]}", features)
+            yield Values.at(tensor.at, {f"{name}_{what}": value for what, value in described(features).items()})
+            found = histogram(tensor.at, distribution_of(name), features)
             if found is not None:
                 yield found

@@ -138,27 +138,37 @@ METRICS: Final[tuple[Metric, ...]] = (
         "sum",
     ),
     *(
-        Metric(f"{prefix}_{what}", name, "", TIER_STEP, meaning, "lower" if what == "mean_similarity" else "higher")
+        Metric(f"{prefix}_{what}", name, unit, TIER_STEP, meaning, "lower" if what == "mean_similarity" else "higher")
         for prefix in ("<split>/<name>", "<split>/<group>/<name>")
-        for what, name, meaning in (
+        for what, name, unit, meaning in (
             (
                 "mean_std_per_dim",
                 "spread of features",
+                "",
                 "Mean over dimensions of the standard deviation over rows of the tensor <name>_features; below 0.01 is collapse.",
             ),
             (
                 "min_std_per_dim",
                 "least spread of features",
+                "",
                 "Least over dimensions of the standard deviation over rows; below 0.001 is collapse.",
             ),
             (
                 "effective_rank",
                 "effective rank",
-                "exp(H(s / Σs)) of the singular values s of the tensor <name>_features, not centred (Roy & Vetterli 2007): from 1 to the number of dimensions or rows; below 13 % of it is collapse.",
+                "dimensions",
+                "exp(H(s / Σs)) of the singular values s of the tensor <name>_features, not centred (Roy & Vetterli 2007): from 1 to the number of dimensions or rows.",
+            ),
+            (
+                "effective_rank_share",
+                "effective rank, share",
+                "fraction",
+                "Effective rank over the number of dimensions; below 0.13 is collapse. Not given of fewer rows than a third of the dimensions.",
             ),
             (
                 "mean_similarity",
                 "similarity of features",
+                "",
                 "Mean cosine of all pairs of rows of the tensor <name>_features; above 0.7 is concerning.",
             ),
         )
@@ -168,7 +178,7 @@ METRICS: Final[tuple[Metric, ...]] = (
         "distribution of features",
         "",
         TIER_STEP,
-        "Histogram of the elements of the tensor <name>_features, 64 bins.",
+        "Histogram of the elements of the tensor <name>_features, 64 bins; of one whose name begins with val/ it is val_<name>.",
     ),
     *(
         Metric(
