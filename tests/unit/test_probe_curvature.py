@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import sidestep
 from sidestep.errors import SidestepWarning, UsageError
-from sidestep.probes import curvature, exact_trace, lanczos
+from sidestep.probes import curvature, exact_trace, lanczos, timing
 
 __all__ = ["offline"]
 
@@ -157,6 +157,31 @@ def test_a_budget_leaves_samples_out(offline: dict[str, Any]) -> None:
     assert list(read_scalars(offline["dir"], "curvature/lambda_max")) == [0]
 
 
+def test_what_the_first_sample_takes_to_load_is_not_held_against_the_next(
+    offline: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    calls = [100.0]  # seconds of the first call; each one after it takes a millisecond
+
+    def slow(model: nn.Module, inputs: Tensor) -> Tensor:
+        clock[0] += calls.pop() if calls else 1e-3
+        return loss_of(model, inputs)
+
+    monkeypatch.setattr(curvature, "mark", lambda _device: timing.Mark(clock[0], None))
+    monkeypatch.setattr(curvature, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    settings = {"loss": slow, "batch": batch(9), "every": 1, "backend": "own"}
+    run = sidestep.watch(model, optimizer, probes={"curvature": settings}, **offline)
+    for step in range(7):
+        take_step(model, optimizer, step)
+        clock[0] += 0.02  # so that a sample of 1 ms may come with each third step, at two percent
+    run.finish(timeout=0)
+    found = read_scalars(offline["dir"], "perf/curvature_time_ms")
+    assert list(found) == [0, 3, 6]
+    assert list(found.values()) == pytest.approx([100_001.0, 1.0, 1.0])
+
+
 def test_a_loss_that_fails_switches_curvature_off(offline: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SIDESTEP_STRICT")
     model = network()
@@ -252,6 +277,20 @@ def test_the_trace_of_a_plain_network_is_exact(offline: dict[str, Any]) -> None:
     assert not any(module._forward_hooks or module._backward_hooks for module in model.modules())
     assert all(entry.grad is None for entry in model.parameters())
     assert all(torch.equal(entry, state[name]) for name, entry in model.state_dict().items())
+
+
+@pytest.mark.parametrize(("backend", "is_exact"), [("own", False), ("backpack", True), ("curvlinops", False)])
+def test_every_backend_gives_the_figures_of_the_exact_matrix(
+    offline: dict[str, Any], backend: str, is_exact: bool
+) -> None:
+    model, given = plain_network(), samples(32, 10)
+    matrix = exact_of(model, cross_entropy, given)
+    values, trace = torch.linalg.eigvalsh(matrix), float(matrix.trace())
+    found = found_by(offline, model, cross_entropy, given, backend=backend, steps=30)
+    assert found["lambda_max"] == pytest.approx(float(values[-1]), rel=1e-3)
+    assert found["lambda_min"] == pytest.approx(float(values[0]), rel=0.05)
+    assert (found["trace_se"] == 0.0) is is_exact
+    assert abs(found["trace"] - trace) <= 4 * found["trace_se"] + 1e-4 * trace
 
 
 def squared(model: nn.Module, given: tuple[Tensor, Tensor]) -> Tensor:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any, ClassVar, Final, Literal, get_args
 
@@ -26,7 +27,7 @@ from sidestep.probes import exact_trace
 from sidestep.probes.curvlinops_product import curvlinops_hessian
 from sidestep.probes.lanczos import Product, ends, hessian, remainder, spectrum, whole_trace
 from sidestep.probes.protocol import Probe
-from sidestep.probes.timing import Mark, mark
+from sidestep.probes.timing import mark
 from sidestep.probes.undisturbed import undisturbed
 
 TAGS: Final = (
@@ -50,7 +51,8 @@ class CurvatureProbe(Probe):
         every: when it samples.
         steps: of Lanczos, each as costly as two or three backward passes.
         vectors: further products for the trace, where it is estimated; 0 leaves the trace out.
-        budget: share of the training's time that it may take: samples that would take more are left out.
+        budget: share of the training's time that it may take: samples that would take more are left out. What the
+            first takes for loading libraries is not held against the next.
         backend: who computes it. BackPACK works on a copy of the model, kept for as long as a sample takes.
     """
 
@@ -82,6 +84,7 @@ class CurvatureProbe(Probe):
         self._backend = backend
         #: Whether traces are exact; None until it has been tried.
         self._is_exact = {"auto": None if find_spec("backpack") else False, "backpack": True}.get(backend, False)
+        self._is_warm = False
         self._last_seconds = 0.0
         self._ended = float("-inf")
 
@@ -91,13 +94,16 @@ class CurvatureProbe(Probe):
             return
         begin = mark(self.watched.device)
         with self.watched.calls.paused(), undisturbed(self.watched.inner), torch.enable_grad():
+            self._warm_up()
+            warm = mark(self.watched.device)
             found = self._measure()
         end = mark(self.watched.device)
-        self._last_seconds, self._ended = end.host - begin.host, end.host
+        self._last_seconds, self._ended = end.host - warm.host, end.host
 
         def deliver(host: Tensor) -> None:
             parts = host.double().split([len(part) for part in found.values()])
-            self._record(step, dict(zip(found, parts, strict=True)), begin, end)
+            self._last_seconds = warm.until(end) / 1e3
+            self._record(step, dict(zip(found, parts, strict=True)), begin.until(end))
 
         numbers = torch.cat([part.float() for part in found.values()])
         if numbers.device.type == "cpu":
@@ -105,10 +111,26 @@ class CurvatureProbe(Probe):
         else:
             self.run.receive(numbers, deliver)
 
-    def _measure(self) -> dict[str, Tensor]:
+    def _warm_up(self) -> None:
+        # The first product took 0.3 s where those after it took 0.5 ms: libraries are loaded, threads started. Counted
+        # in, that kept the budget of a short training from ever allowing a second sample.
+        if self._is_warm:
+            return
+        self._is_warm = True
+        if self._vectors and self._is_exact is not False:
+            with suppress(Exception):  # it is asked for again, and said then
+                exact_trace.load()
+        product, size = self._product(self._parameters())
+        product(torch.zeros(size, device=self.watched.device))
+
+    def _parameters(self) -> list[nn.Parameter]:
         parameters = [entry for entry in self.watched.inner.parameters() if entry.requires_grad and entry.numel()]
         if any(hasattr(parameter, "to_local") for parameter in parameters):
             raise UsageError("parameters are sharded over processes, and curvature would need collectives")
+        return parameters
+
+    def _measure(self) -> dict[str, Tensor]:
+        parameters = self._parameters()
         product, size = self._product(parameters)
         generator = torch.Generator(parameters[0].device).manual_seed(0)
         lanczos = spectrum(product, size, self._steps, generator)
@@ -137,12 +159,10 @@ class CurvatureProbe(Probe):
             return {}
         return {"exact": diagonal.sum().reshape(1), "wrong": wrong.reshape(1)}
 
-    def _record(self, step: int, found: Mapping[str, Tensor], begin: Mark, end: Mark) -> None:
+    def _record(self, step: int, found: Mapping[str, Tensor], milliseconds: float) -> None:
         values = [*ends(found["diagonal"], found["beside"])]
         trace = self._trace(found)
         tags = TAGS[:2] if trace is None else TAGS[:4]
-        milliseconds = begin.until(end)
-        self._last_seconds = milliseconds / 1e3
         self.run.record((*tags, TAGS[4]), [*values, *(trace or ()), milliseconds], step=step)
 
     def _trace(self, found: Mapping[str, Tensor]) -> tuple[float, float] | None:

@@ -39,6 +39,19 @@ _TOLERANCE: Final = 1e-3
 Loss = Callable[[nn.Module, Any], Tensor]
 
 
+def load() -> tuple[Any, Any]:
+    """BackPACK, and its extension that gives the diagonal.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what it uses of torch
+        import backpack  # noqa: PLC0415 - a package that need not be there
+        from backpack.extensions import DiagHessian  # noqa: PLC0415
+    return backpack, DiagHessian
+
+
 def diagonal(loss: Loss, model: nn.Module, batch: Any) -> Tensor:
     """The diagonal of the Hessian of a loss in all parameters that are trained, one behind the other.
 
@@ -51,10 +64,7 @@ def diagonal(loss: Loss, model: nn.Module, batch: Any) -> Tensor:
         UsageError: the network is too large for it, or of layers that it has no rule for.
         Exception: whatever BackPACK raises of what it does not know.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what it uses of torch
-        import backpack  # noqa: PLC0415 - a package that need not be there
-        from backpack.extensions import DiagHessian  # noqa: PLC0415
+    backpack, kind = load()
     own = copy.deepcopy(model)
     parameters = [entry for entry in own.parameters() if entry.requires_grad and entry.numel()]
     needed = bytes_needed(loss, own, batch)
@@ -63,7 +73,7 @@ def diagonal(loss: Loss, model: nn.Module, batch: Any) -> Tensor:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of hooks on modules whose input needs no gradient
         extended: Any = backpack.extend(own)
-        with backpack.backpack(DiagHessian()):
+        with backpack.backpack(kind()):
             with _Losses(backpack.extend):
                 value = loss(extended, batch)
             torch.autograd.grad(value, parameters)
