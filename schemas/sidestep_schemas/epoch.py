@@ -1,8 +1,8 @@
 """The epoch document: `diagnostics/epoch_001/summary.json`, and which aggregate stands in which field.
 
-One declaration (`FIELDS`) makes both the document and its JSON Schema. A group appears when the run has a
-metric of it; a field whose value is not finite, or was never measured, is null. `metrics` holds the
-aggregates of every metric of the epoch, whatever its name.
+One declaration (`FIELDS`) makes both the document and its JSON Schema. A group appears when the run has a metric of
+it, a field likewise; one whose value is not finite is null, and in `performance` also one that was not measured.
+`metrics` holds the aggregates of every metric of the epoch, whatever its name.
 """
 
 from __future__ import annotations
@@ -64,6 +64,9 @@ FIELDS: Final[tuple[Field, ...]] = (
     Field("performance", "epoch_time_sec", ("perf/epoch_time_sec",), "max"),
 )
 
+#: Groups whose fields are all there when one of them is: what this machine has none of (a GPU) is null.
+_WHOLE: Final = frozenset({"performance"})
+
 Aggregates = Mapping[str, Mapping[Statistic, float | int | None]]
 
 
@@ -81,6 +84,9 @@ def epoch_document(epoch: int, global_step: int, wall_time_sec: float, aggregate
         found, value = _value(field, aggregates)
         if found:
             groups.setdefault(field.group, {})[field.name] = value
+    for field in FIELDS:
+        if field.group in _WHOLE and field.group in groups:
+            groups[field.group].setdefault(field.name, None)
     return {
         "schema_version": EPOCH_SCHEMA_VERSION,
         "epoch": epoch,

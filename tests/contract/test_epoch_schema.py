@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sidestep_collector.blocks import Batch, EpochSummary
 from sidestep_collector.sinks.epoch_json import EpochJsonSink
-from sidestep_schemas.epoch import FIELDS, STATISTICS, epoch_json_schema
+from sidestep_schemas.epoch import STATISTICS, epoch_document, epoch_json_schema
 
 PUBLISHED = Path(__file__).parents[2] / "docs" / "specs" / "epoch.schema.json"
 VALIDATOR = jsonschema.Draft202012Validator(epoch_json_schema())
@@ -62,6 +62,13 @@ def test_documents_fulfil_the_schema(summaries):
             assert [one["epoch"] for one in array] == sorted({one.epoch for one in summaries})
             for document in array:
                 VALIDATOR.validate(document)
+
+
+def test_what_a_machine_without_a_gpu_cannot_measure_is_null_beside_what_it_can():
+    performance = epoch_document(1, 1, 1.0, {"perf/steps_per_sec": dict.fromkeys(STATISTICS, 2)})["performance"]
+    others = ("samples_per_sec", "gpu_mem_allocated_gb", "gpu_mem_reserved_gb", "epoch_time_sec")
+    assert performance == {"steps_per_sec": 2, **dict.fromkeys(others)}
+    assert "performance" not in epoch_document(1, 1, 1.0, {})
 
 
 @pytest.mark.parametrize(

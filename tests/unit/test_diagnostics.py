@@ -99,6 +99,18 @@ def test_steps_are_measured_at_the_cadence_of_the_settings_unless_watch_is_told(
     assert [record.step for record in found if "train/gradients/global_norm" in (record.values or {})] == steps
 
 
+def test_a_run_of_average_velocity_has_the_distance_of_its_averages_once_an_epoch(offline: dict[str, Any]) -> None:
+    model = small_net()
+    optimizer = SGD(model.parameters(), 0.1)
+    run = sidestep.watch(model, optimizer, ema=AveragedModel(model), profile="meanflow", **offline)
+    for _ in run.epoch(range(1, 4)):
+        for step in range(5):
+            take_step(model, optimizer, step)
+    found = read_records(run.finish(timeout=0).journal)
+    steps = [record.step for record in found if "ema/param_divergence" in (record.values or {})]
+    assert steps == [0, 1, 6, 11]  # the first of all, then in each epoch as soon as it is seen to have begun
+
+
 def test_a_run_that_was_begun_with_settings_is_watched_by_them(offline: dict[str, Any]) -> None:
     sidestep.init(diagnostics={**EVERY_STEP, "ema_divergence": False}, **offline)
     _, tags = watched(offline)

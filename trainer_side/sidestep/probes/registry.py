@@ -44,12 +44,16 @@ DEFAULTS: Final = (
     *("clipping", "optimizer", "amp", "gradients", "updates", "weights", "validation", "moments", "activations"),
     *("attention", "throughput", "ema", "time", "memory", "system", "checkpoints"),
 )
-#: What a run of a profile has besides.
-OF_PROFILES: Final[Mapping[str, Sequence[str]]] = {"jepa": ("gradient_flow",)}
 GROUP: Final = "sidestep.probes"
 
 Setting = bool | int | str | Mapping[str, Any] | Probe
 Given = Mapping[str, Setting] | Sequence[str | Probe] | None
+
+#: What a run of a profile has besides, or set otherwise.
+OF_PROFILES: Final[Mapping[str, Mapping[str, Setting]]] = {
+    "jepa": {"gradient_flow": True},
+    "meanflow": {"ema": "epoch"},
+}
 
 
 def chosen(given: Given, profile: str = "", wanted: Diagnostics | None = None) -> list[Probe]:
@@ -64,7 +68,8 @@ def chosen(given: Given, profile: str = "", wanted: Diagnostics | None = None) -
         UsageError: a name that no probe has, a setting that it does not take.
     """
     settings: dict[str, Setting] = {
-        **dict.fromkeys((*DEFAULTS, *OF_PROFILES.get(profile, ())), True),
+        **dict.fromkeys(DEFAULTS, True),
+        **OF_PROFILES.get(profile, {}),
         **_of(wanted or Diagnostics()),
         **_by_name(given),
     }
