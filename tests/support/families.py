@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from support.place import Place
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sidestep_collector.profiles import builtin
 from sidestep_collector.profiles.vocabulary import regex
+from support.place import Place
 
 #: Tables that a quantity may lie in.
 TABLES = {"points": "metric", "epochs": "metric", "images": "name", "histograms": "name"}

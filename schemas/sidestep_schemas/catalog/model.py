@@ -392,6 +392,11 @@ METRICS: Final[tuple[Metric, ...]] = (
         "Trace of the Hessian of the loss on a fixed batch: exact through BackPACK where the network allows it, else as Hutch++ estimates it on the basis of Lanczos.",
     ),
     Metric(
-        "curvature/trace_se", "error of the trace", "", TIER_PERIODIC, "Standard error of curvature/trace; 0 where it is exact.", "lower"
+        "curvature/trace_se",
+        "error of the trace",
+        "",
+        TIER_PERIODIC,
+        "Standard error of curvature/trace; 0 where it is exact.",
+        "lower",
     ),
 )
