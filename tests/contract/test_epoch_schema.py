@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sidestep_collector.blocks import Batch, EpochSummary
 from sidestep_collector.sinks.epoch_json import EpochJsonSink
-from sidestep_schemas.epoch import STATISTICS, epoch_document, epoch_json_schema
+from sidestep_schemas.epoch import FIELDS, STATISTICS, epoch_document, epoch_json_schema
 
 PUBLISHED = Path(__file__).parents[2] / "docs" / "specs" / "epoch.schema.json"
 VALIDATOR = jsonschema.Draft202012Validator(epoch_json_schema())
