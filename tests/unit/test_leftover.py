@@ -12,9 +12,10 @@ from support.journals import IDENTITY, log, new_journal, payloads, seqs_and_gaps
 
 from sidestep.encode import packed
 from sidestep.journal import Journal
-from sidestep.leftover import LeftoverJournal, boot_id
+from sidestep.leftover import LeftoverJournal
 from sidestep_schemas.claims import find_leftovers
 from sidestep_schemas.errors import SegmentError, VersionError
+from sidestep_schemas.host import boot_id
 from sidestep_schemas.wire import KIND_LIFECYCLE, RECORD_PREFIX, WIRE_VERSION, aligned
 
 BOOT = IDENTITY.boot

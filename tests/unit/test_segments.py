@@ -10,9 +10,9 @@ from sidestep import segments
 from sidestep.segments import (
     create_file_segment,
     create_memory_segment,
-    is_network_folder,
     segment_size_for,
 )
+from sidestep_schemas.host import is_network_folder
 from sidestep_schemas.wire import RECORD_BYTES_MAX, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SegmentHeader
 
 HEADER = SegmentHeader(0, 0, 4, 17, b"r" * 16, b"s" * 8, b"b" * 8)

@@ -29,12 +29,16 @@ NAME_VARIABLE: Final = "SIDESTEP_NAME"
 GROUP_VARIABLE: Final = "SIDESTEP_GROUP"
 STRICT_VARIABLE: Final = "SIDESTEP_STRICT"
 SYSTEM_VARIABLE: Final = "SIDESTEP_SYSTEM_SECONDS"
+STACKS_VARIABLE: Final = "SIDESTEP_STACKS_ON_HANG"
+HANG_VARIABLE: Final = "SIDESTEP_HANG_SECONDS"
 
 _RANK_VARIABLES: Final = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 _WORLD_VARIABLES: Final = ("WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 _RESTART_VARIABLES: Final = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 #: Seconds between samples of the machine.
 _SYSTEM_SECONDS: Final = 10.0
+#: No step in less is a hang.
+_HANG_SECONDS: Final = 60.0
 _ALPHABET: Final = "abcdefghijkmnpqrstuvwxyz23456789"  # without l, o, 0, 1
 _NAMESPACE: Final = uuid.UUID("5a9d7d1c-6f4c-4c3a-9b53-2f1d4f6b8e10")
 
@@ -50,6 +54,8 @@ class RunConfig:
         collector: address; None for the one that belongs to `dir`.
         attempt: which start of this run, as far as the environment tells; the collector settles it.
         system_seconds: from one sample of the machine to the next; 0 takes none.
+        stacks_on_hang: whether all stacks are recorded when no step comes for long.
+        hang_seconds: how long that is at least.
         diagnostics: which of them, and how often.
     """
 
@@ -71,6 +77,8 @@ class RunConfig:
     attempt: int
     strict: bool
     system_seconds: float
+    stacks_on_hang: bool
+    hang_seconds: float
     diagnostics: Diagnostics
 
     @property
@@ -96,6 +104,7 @@ def resolve(
     profile: str | os.PathLike[str] | None,
     rules: Mapping[str, Any] | None = None,
     system_seconds: float | None = None,
+    stacks_on_hang: bool | None = None,
     diagnostics: Mapping[str, Any] | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> RunConfig:
@@ -131,8 +140,10 @@ def resolve(
         rank=ranks,
         world_size=max(world, ranks + 1),
         attempt=_first_int(environ, _RESTART_VARIABLES, 0),
-        strict=environ.get(STRICT_VARIABLE, "") not in ("", "0"),
-        system_seconds=_seconds(system_seconds, environ),
+        strict=_is_set(environ, STRICT_VARIABLE),
+        system_seconds=_seconds("system_seconds", system_seconds, SYSTEM_VARIABLE, _SYSTEM_SECONDS, environ),
+        stacks_on_hang=_is_set(environ, STACKS_VARIABLE) if stacks_on_hang is None else stacks_on_hang,
+        hang_seconds=_seconds("hang_seconds", None, HANG_VARIABLE, _HANG_SECONDS, environ),
         diagnostics=wanted,
     )
 
@@ -164,17 +175,21 @@ def _started(pid: int) -> str:
         return ""
 
 
-def _seconds(given: float | None, environ: Mapping[str, str]) -> float:
-    if given is None and not environ.get(SYSTEM_VARIABLE):
-        return _SYSTEM_SECONDS
-    source = f"system_seconds={given!r}" if given is not None else f"{SYSTEM_VARIABLE}={environ[SYSTEM_VARIABLE]!r}"
+def _seconds(name: str, given: float | None, variable: str, default: float, environ: Mapping[str, str]) -> float:
+    if given is None and not environ.get(variable):
+        return default
+    source = f"{name}={given!r}" if given is not None else f"{variable}={environ[variable]!r}"
     try:
-        seconds = float(environ[SYSTEM_VARIABLE] if given is None else given)
+        seconds = float(environ[variable] if given is None else given)
     except (TypeError, ValueError):
         seconds = math.nan
     if not 0 <= seconds < math.inf:
-        raise ConfigError(f"{source}: it is a number of seconds, or 0 to leave the machine alone")
+        raise ConfigError(f"{source}: it is a number of seconds, or 0 for never")
     return seconds
+
+
+def _is_set(environ: Mapping[str, str], variable: str) -> bool:
+    return environ.get(variable, "") not in ("", "0")
 
 
 def _choice(what: str, given: str, known: tuple[str, ...]) -> str:

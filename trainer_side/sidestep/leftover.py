@@ -7,6 +7,7 @@ leaves them on purpose. Both look alike here. Touches files, never a socket.
 from __future__ import annotations
 
 import contextlib
+import json
 import mmap
 import os
 import threading
@@ -17,6 +18,7 @@ from pathlib import Path
 import msgpack
 
 from sidestep.encode import packed
+from sidestep.ending import read_signal, remove_signal_files
 from sidestep.journal import remove_stream_folder
 from sidestep.records import Identity, Shipment
 from sidestep.segments import Segment, create_memory_segment, segment_size_for
@@ -56,6 +58,7 @@ class LeftoverJournal:
             raise
         if not self._segments:
             if not self.damaged:
+                remove_signal_files(folder)
                 remove_stream_folder(folder)
             os.close(self._lock)
             raise SegmentError(f"{folder}: no segment in it can be read")
@@ -93,6 +96,7 @@ class LeftoverJournal:
             else:
                 segment.close()
         if delivered and not self.damaged:
+            remove_signal_files(self.folder)
             remove_stream_folder(self.folder)
         os.close(self._lock)
 
@@ -120,7 +124,8 @@ class LeftoverJournal:
         last = next((shipments[-1] for _, shipments in reversed(self._segments) if shipments), None)
         if last is not None and _ends_with_an_end(last):
             return
-        payload = packed(KIND_LIFECYCLE, self.seq, time.time_ns(), -1, NO_EPOCH, "end", '{"status":"killed"}')
+        details = json.dumps({"status": "killed", **read_signal(self.folder)})
+        payload = packed(KIND_LIFECYCLE, self.seq, time.time_ns(), -1, NO_EPOCH, "end", details)
         segment = create_memory_segment(segment_size_for(len(payload)))
         segment.first_seq, segment.records = self.seq, 1
         start = segment.tail
@@ -137,14 +142,6 @@ class LeftoverJournal:
                 yield Shipment(expected, segment.first_seq - expected, None, reason=reason)
             yield from shipments
             expected = segment.next_seq
-
-
-def boot_id() -> bytes:
-    """Eight bytes that change when the machine starts anew; zeros where the system does not tell."""
-    with contextlib.suppress(OSError, ValueError):
-        text = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
-        return bytes.fromhex(text.strip().replace("-", ""))[:8]
-    return bytes(8)
 
 
 def _read_segment(path: Path) -> Segment:

@@ -16,6 +16,7 @@ from typing import Any, Final, Self, cast
 from sidestep import features, snapshot
 from sidestep.complaints import Complaints
 from sidestep.config import RunConfig
+from sidestep.ending import described
 from sidestep.epochs import EpochMark
 from sidestep.errors import UsageError
 from sidestep.journal import Journal
@@ -75,7 +76,7 @@ class Run:
         self._report: DeliveryReport | None = None
         self._finish_lock = threading.RLock()
         self._is_finishing = False
-        self._failure: str | None = None
+        self._failure: dict[str, Any] = {}
         self._at_finish: list[Callable[[], None]] = []
         self._at_batch: list[Callable[[Any, Any, str], None]] = []
         self._config = LoggedConfig(_initial(config), self._log_config)
@@ -151,6 +152,7 @@ class Run:
             "skipped_device_copies": self._mailbox.skipped,
             "machine_failures": dict(self.machine.failures) if self.machine else {},
             "journal": str(journal.folder) if journal and journal.folder else None,
+            "pending_bytes": journal.pending_bytes() if journal else 0,
             "degraded": journal.degraded if journal else "",
         }
 
@@ -327,7 +329,7 @@ class Run:
 
         At most 256 rows are taken, evenly spread, and shipped as float16 (float32 where their range or their spread
         asks for it). The collector derives `<name>_mean_std_per_dim`, `<name>_min_std_per_dim`,
-        `<name>_effective_rank` and `<name>_mean_similarity` from them.
+        `<name>_effective_rank` (`..._share` of the dimensions) and `<name>_mean_similarity` from them.
         """
         step = self._step if step is None else step  # from a device it arrives later
 
@@ -400,8 +402,8 @@ class Run:
         self.finish()
 
     def note_failure(self, error: BaseException) -> None:
-        """Remember the exception that ends the script; its end will say so."""
-        self._failure = f"{type(error).__name__}: {error}"[:2000]
+        """Remember the exception that ends the script, or a `SystemExit` with its code; its end will say so."""
+        self._failure = described(error)
 
     def at_finish(self, call: Callable[[], None]) -> None:
         """Have something called before the run ends: removing hooks, say."""
@@ -504,7 +506,7 @@ class Run:
         if self._epoch == self._epoch:
             self._end_epoch(self._epoch)
         status = status or ("failed" if self._failure else "finished")
-        self._guarded(lambda: self._event("end", {"status": status, "error": self._failure}))
+        self._guarded(lambda: self._event("end", {"status": status, "error": None, **self._failure}))
         self._journal = None  # whatever is logged from here on is nothing
         self._recorder.close()
         return deliver(journal, pusher, timeout, started, self._complaints.counts)

@@ -16,33 +16,6 @@ from sidestep_schemas.wire import RECORD_PREFIX, SEGMENT_BYTES_MAX, SEGMENT_BYTE
 #: Memory for records that no file would take: beyond it they are dropped and counted.
 RING_BYTES_MAX = 16 * SEGMENT_BYTES_MIN
 
-#: File systems on which a shared memory map is refused or does not keep its promises.
-_NETWORK_FILESYSTEMS = frozenset(
-    (
-        "nfs",
-        "nfs4",
-        "cifs",
-        "smb3",
-        "smbfs",
-        "9p",
-        "ceph",
-        "glusterfs",
-        "lustre",
-        "gpfs",
-        "beegfs",
-        "afs",
-        "ncpfs",
-        "orangefs",
-        "fuse.sshfs",
-        "fuse.s3fs",
-        "fuse.gcsfuse",
-        "fuse.glusterfs",
-        "fuse.rclone",
-        "fuse.juicefs",
-        "fuse.ceph-fuse",
-        "virtiofs",
-    )
-)
 _ZEROS = bytes(1 << 18)
 
 
@@ -169,26 +142,6 @@ def segment_size_for(nbytes: int) -> int:
     while size < needed:
         size *= 4
     return min(size, SEGMENT_BYTES_MAX)
-
-
-def is_network_folder(folder: Path, mountinfo: str = "/proc/self/mountinfo") -> bool:
-    """Whether a folder lies on a network file system, as far as the kernel says. False where it does not say."""
-    try:
-        lines = Path(mountinfo).read_text(encoding="utf-8", errors="replace").splitlines()
-        target = str(folder.resolve())
-    except OSError:
-        return False
-    best, kind = "", ""
-    for line in lines:
-        before, _, after = line.partition(" - ")
-        fields = before.split()
-        if len(fields) < 5 or not after:
-            continue
-        point = fields[4].replace("\\040", " ")
-        inside = target == point or target.startswith(point.rstrip("/") + "/")
-        if inside and len(point) >= len(best):
-            best, kind = point, after.split()[0]
-    return kind in _NETWORK_FILESYSTEMS
 
 
 def _reserve(descriptor: int, size: int) -> None:

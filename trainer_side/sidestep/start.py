@@ -19,19 +19,21 @@ from typing import Any, Final
 import sidestep
 from sidestep import launch
 from sidestep.config import RunConfig, resolve
+from sidestep.ending import SignalTraces, notice_exits
 from sidestep.errors import UsageError
+from sidestep.hanging import StackWatch
 from sidestep.journal import Journal, stream_folder
-from sidestep.leftover import boot_id
 from sidestep.machine import Machine
 from sidestep.push import Pusher
 from sidestep.records import Identity
 from sidestep.run import Run
-from sidestep.segments import is_network_folder
+from sidestep_schemas.host import boot_id, is_network_folder, oom_counters, process_space, process_start
 from sidestep_schemas.layout import endpoints, journal_roots, run_dir
 
 DIAGNOSTICS_VARIABLE: Final = "DIAGNOSTICS_DIR"
 
 _active: Run | None = None
+_signals: SignalTraces | None = None
 _active_lock = threading.Lock()
 _hooks_installed = False
 
@@ -54,6 +56,7 @@ def init(
     profile: str | os.PathLike[str] | None = None,
     rules: Mapping[str, Any] | None = None,
     system_seconds: float | None = None,
+    stacks_on_hang: bool | None = None,
     diagnostics: Mapping[str, Any] | None = None,
 ) -> Run:
     """Begin a run, or return the one that this process has already.
@@ -83,6 +86,9 @@ def init(
             `{"exploding_block": {"above": 1e4}}`.
         system_seconds: from one sample of the machine (processors, memory, disks, network, GPU) to the next; 0 takes
             none. Default `SIDESTEP_SYSTEM_SECONDS`, else 10.
+        stacks_on_hang: record the Python stacks of all threads, as the text `system/stacks`, when no step has come for
+            ten times what nearly all took, and for `SIDESTEP_HANG_SECONDS` (60). Default `SIDESTEP_STACKS_ON_HANG`,
+            else not.
         diagnostics: which diagnostics are wanted and how often, by name: docs/diagnostics.md. `run.diagnostics` has
             them, with what holds where nothing is said.
 
@@ -109,6 +115,7 @@ def init(
             profile=profile,
             rules=rules,
             system_seconds=system_seconds,
+            stacks_on_hang=stacks_on_hang,
             diagnostics=diagnostics,
         )
         if settings.collector is not None:
@@ -136,7 +143,13 @@ def _start(settings: RunConfig, config: Mapping[str, Any] | None) -> Run:
     journal = Journal(stream_folder(root, identity), identity)
     address = None if settings.mode == "offline" else settings.collector or launch.ensure(settings.dir)
     machine = Machine(settings.system_seconds)
-    pusher = Pusher(journal, address, machine.tick)
+    stacks = StackWatch(settings.hang_seconds if settings.stacks_on_hang else 0.0)
+
+    def tick() -> None:
+        machine.tick()
+        stacks.tick()
+
+    pusher = Pusher(journal, address, tick)
     run = Run(settings, journal, pusher, config, machine)
     run.mark(
         "start",
@@ -154,6 +167,9 @@ def _start(settings: RunConfig, config: Mapping[str, Any] | None) -> Run:
         host=socket.gethostname(),
         pid=os.getpid(),
         boot=identity.boot.hex(),
+        process_space=process_space(),
+        process_start=process_start(os.getpid()),
+        oom_counters=oom_counters(),
         started_ns=time.time_ns(),
         version=sidestep.__version__,
         python=platform.python_version(),
@@ -161,6 +177,9 @@ def _start(settings: RunConfig, config: Mapping[str, Any] | None) -> Run:
     )
     machine.begin(run)
     run.at_finish(machine.end)
+    stacks.begin(run)
+    run.at_finish(stacks.end)
+    _listen_for_signals(run, journal)
     pusher.start()
     return run
 
@@ -235,6 +254,20 @@ def _install_hooks() -> None:
         previous(kind, error, trace)
 
     sys.excepthook = note_and_go_on
+    notice_exits(_note_exit)
+
+
+def _note_exit(error: SystemExit) -> None:
+    if _active is not None:
+        _active.note_failure(error)
+
+
+def _listen_for_signals(run: Run, journal: Journal) -> None:
+    global _signals  # noqa: PLW0603 - one run a process
+    if journal.folder is not None:
+        _signals = SignalTraces(journal.folder)
+        _signals.begin()
+        run.at_finish(_signals.end)
 
 
 def _finish_active() -> None:
@@ -244,5 +277,7 @@ def _finish_active() -> None:
 
 def _leave_to_parent() -> None:
     # An inherited memory map would write over the parent's records, and an inherited socket loses what it takes.
+    if _signals is not None:
+        _signals.end()
     if _active is not None:
         _active.turn_off()

@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sidestep.leftover import LeftoverJournal, boot_id
+from sidestep.leftover import LeftoverJournal
 from sidestep.push import Pusher
 from sidestep_schemas.claims import find_leftovers
 from sidestep_schemas.errors import SegmentError, VersionError
+from sidestep_schemas.host import boot_id
 
 
 @dataclass(slots=True)
