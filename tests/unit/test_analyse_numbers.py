@@ -147,6 +147,17 @@ def test_noise_is_told_at_the_end_of_each_second_epoch_of_the_losses_of_both() -
     assert values(found, "noise/floor") == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("also", [{}, {"train/loss": 0.0}])
+def test_noise_of_a_loss_in_nats_is_told_where_there_is_no_other(also: dict[str, float]) -> None:
+    recorded = Recorded()
+    loss = rng.normal(1, 0.1, 80)
+    for step, value in enumerate(loss):
+        recorded.log({"train/loss_nats": value, **also}, step=step, epoch=step // 40)
+    recorded.event("end")
+    found, _ = analysed(recorded, [noise.Noise()])
+    assert values(found, "noise/floor") == [0.0 if also else noise.floor(loss)]
+
+
 def test_an_epoch_that_is_longer_than_what_is_looked_at_is_judged_by_its_last_losses() -> None:
     recorded = Recorded()
     loss = rng.normal(1, 0.1, (2, noise.MEMORY + 100))

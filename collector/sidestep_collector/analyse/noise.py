@@ -95,7 +95,7 @@ class Noise(Analyser):
     """`noise/...` at the end of each second epoch: of epochs 0 and 1, 2 and 3, and so on."""
 
     name = "noise"
-    reads = LOSSES
+    reads = (*LOSSES, "train/loss_nats")
     gives = ("noise/psd_tail", "noise/psd_tail_power", "noise/residual_power", "noise/floor")
     memory = MEMORY
     when = "epochs"
@@ -104,7 +104,7 @@ class Noise(Analyser):
         """See `Analyser`."""
         if not span.series:
             return
-        series = next(iter(span.series.values()))
+        series = next(span.series[tag] for tag in self.reads if tag in span.series)
         for end in span.ended:
             values = _of_epochs(series, end)
             if len(values) >= LEAST:
