@@ -186,11 +186,27 @@ def test_only_the_first_process_of_a_host_tells_of_the_host(begin) -> None:
     assert set(values) == PROCESS
 
 
+@pytest.mark.parametrize(("rank", "environ", "tells"), [
+    (0, {}, True),
+    (1, {}, False),
+    (4, {"LOCAL_RANK": "0"}, True),
+    (4, {"LOCAL_RANK": "2"}, False),
+])  # fmt: skip
+def test_a_host_is_told_of_once_whatever_has_started_its_ranks(
+    begin, rank: int, environ: dict[str, str], tells: bool
+) -> None:
+    run = begin(rank=rank, world_size=8)
+    sampled(run, FIRST_SECONDS, FIRST_SECONDS, environ=environ)
+    ((_, values),) = scalars(run)
+    assert (TAGS[1] in values) == tells
+    assert set(values) >= PROCESS
+
+
 @pytest.mark.parametrize(
     ("environ", "rank"),
-    [({}, 0), ({"LOCAL_RANK": "3"}, 3), ({"SLURM_LOCALID": "2"}, 2), ({"LOCAL_RANK": "x"}, 0)],
+    [({}, None), ({"LOCAL_RANK": "3"}, 3), ({"SLURM_LOCALID": "2"}, 2), ({"LOCAL_RANK": "x"}, None)],
 )
-def test_the_local_rank_is_what_launchers_tell(environ: dict[str, str], rank: int) -> None:
+def test_the_local_rank_is_what_launchers_tell(environ: dict[str, str], rank: int | None) -> None:
     assert local_rank(environ) == rank
 
 

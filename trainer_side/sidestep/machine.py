@@ -40,7 +40,15 @@ TAGS: Final = (
 )
 #: The first sample, so that a short run has one; loads and rates need this much to look back on.
 FIRST_SECONDS: Final = 2.0
-_LOCAL_RANK_VARIABLES: Final = ("LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID")
+_LOCAL_RANK_VARIABLES: Final = (
+    "LOCAL_RANK",
+    "SLURM_LOCALID",
+    "OMPI_COMM_WORLD_LOCAL_RANK",
+    "MPI_LOCALRANKID",
+    "MV2_COMM_WORLD_LOCAL_RANK",
+    "PALS_LOCAL_RANKID",
+    "FLUX_TASK_LOCAL_ID",
+)
 _LOOPBACK: Final = ("lo", "lo0")
 
 #: Takes the seconds since it was asked last, 0.0 at first; gives values by tag.
@@ -69,9 +77,8 @@ class Machine:
     ) -> None:
         self.seconds = seconds
         self.failures: dict[str, int] = {}
-        rank = local_rank(environ)
-        self.device = Device(environ, rank, self.note_failure)
-        self._is_first_of_host = rank == 0
+        self._local_rank = local_rank(environ)
+        self.device = Device(environ, self._local_rank or 0, self.note_failure)
         self._clock = clock
         self._run: Run | None = None
         self._sources: dict[str, Source] | None = None
@@ -98,7 +105,7 @@ class Machine:
             return
         self._due = now + self.seconds
         try:
-            self._sample(now)
+            self._sample(run, now)
         except Exception as error:  # noqa: BLE001 - the thread that ships records must live
             self.note_failure("sample", error)
 
@@ -108,10 +115,10 @@ class Machine:
         if count == 1:
             logger.debug("the machine's %s cannot be read: %s: %s", what, type(error).__name__, error)
 
-    def _sample(self, now: float) -> None:
+    def _sample(self, run: Run, now: float) -> None:
         if self._sources is None:
             # Loads and rates look back: their sources are asked once for nothing.
-            self._sources = self._open()
+            self._sources = self._open(run)
             self._read(self._sources, 0.0)
             self._last, self._due = now, now + min(self.seconds, FIRST_SECONDS)
             return
@@ -124,7 +131,7 @@ class Machine:
             if self._run is not None and values:
                 self._run.record(self._tags, tuple(values.values()), step=max(0, self._run.step))
 
-    def _open(self) -> dict[str, Source]:
+    def _open(self, run: Run) -> dict[str, Source]:
         sources: dict[str, Source] = {"device": self.device.read}
         try:
             import psutil  # noqa: PLC0415 - on this thread, and only where samples are taken
@@ -132,8 +139,10 @@ class Machine:
             self.note_failure("psutil", error)
             return sources
         sources |= process_sources(psutil)
-        # Ranks of one host need not tell it all over.
-        return host_sources(psutil) | sources if self._is_first_of_host else sources
+        # Rates of hosts are added up over ranks, so that a host must be told of once. Of ranks that a script has
+        # spawned itself nobody tells which share a host: the first one tells of its own.
+        rank = run.rank if self._local_rank is None else self._local_rank
+        return host_sources(psutil) | sources if rank == 0 else sources
 
     def _read(self, sources: Mapping[str, Source], seconds: float) -> dict[str, float]:
         values: dict[str, float] = {}
@@ -145,9 +154,9 @@ class Machine:
         return values
 
 
-def local_rank(environ: Mapping[str, str]) -> int:
-    """Number of this process among those of its host; 0 where nothing tells."""
-    return next((int(value) for name in _LOCAL_RANK_VARIABLES if (value := environ.get(name, "")).isdecimal()), 0)
+def local_rank(environ: Mapping[str, str]) -> int | None:
+    """Number of this process among those of its host; None where nothing tells."""
+    return next((int(value) for name in _LOCAL_RANK_VARIABLES if (value := environ.get(name, "")).isdecimal()), None)
 
 
 def process_sources(psutil: Any) -> dict[str, Source]:
