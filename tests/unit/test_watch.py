@@ -108,6 +108,33 @@ def test_rates_of_each_group_are_those_of_the_step(offline: dict[str, Any]) -> N
     assert read_scalars(offline["dir"], "train/wd_1") == {0: 0.0, 1: 0.0}
 
 
+def test_of_many_groups_those_with_the_same_rates_are_told_of_once(offline: dict[str, Any]) -> None:
+    parameters = [nn.Parameter(torch.ones(2)) for _ in range(40)]
+    model = nn.ParameterList(parameters)
+    rate = torch.tensor(0.5)
+    optimizers = [torch.optim.SGD([one], lr=0.25, momentum=0.9) for one in parameters[:17]]
+    optimizers += [torch.optim.SGD([one], lr=rate, weight_decay=0.1, foreach=False) for one in parameters[17:]]
+    run = sidestep.watch(model, optimizers, every=1, **offline)
+    for step in range(2):
+        for number, (one, optimizer) in enumerate(zip(parameters, optimizers, strict=True)):
+            one.grad = torch.ones(2)
+            optimizer.step()
+            if step == 0 and number == 38:
+                optimizers[39].param_groups[0]["lr"] = 0.125
+    run.finish(timeout=0)
+    rates = {
+        tag: read_scalars(offline["dir"], tag) for tag in read_tags(offline["dir"]) if "/lr" in tag or "/wd" in tag
+    }
+    assert rates == {
+        "train/lr": {0: 0.25, 1: 0.25},
+        "train/lr_17": {0: 0.5, 1: 0.5},
+        "train/lr_39": {0: 0.125, 1: 0.125},
+        "train/wd": {0: 0.0, 1: 0.0},
+        "train/wd_17": {0: pytest.approx(0.1), 1: pytest.approx(0.1)},
+        "train/wd_39": {0: pytest.approx(0.1), 1: pytest.approx(0.1)},
+    }
+
+
 def test_throughput_is_measured_between_reports(offline: dict[str, Any]) -> None:
     model = small_net()
     optimizer = sgd(model)

@@ -101,11 +101,15 @@ METRICS: Final[tuple[Metric, ...]] = (
         "learning rate of a group",
         "",
         TIER_STEP,
-        "Learning rate of parameter group <group>, from 1.",
+        "Learning rate of parameter group <group>, from 1; of more than 16 groups, those with the same settings are told of once, by the first of them.",
     ),
     Metric("train/wd", "weight decay", "", TIER_STEP, "Weight decay of the first parameter group."),
     Metric(
-        "train/wd_<group>", "weight decay of a group", "", TIER_STEP, "Weight decay of parameter group <group>, from 1."
+        "train/wd_<group>",
+        "weight decay of a group",
+        "",
+        TIER_STEP,
+        "Weight decay of parameter group <group>, from 1; of more than 16 groups, those with the same settings are told of once, by the first of them.",
     ),
     Metric(
         "train/gradients/global_norm",
