@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 import sidestep
 from sidestep.errors import SidestepWarning, UsageError
 from sidestep.probes import backward, timing
+from sidestep.wrapping import Wrappings
 
 __all__ = ["offline"]
 
@@ -148,6 +150,23 @@ def test_nothing_is_wrapped_between_samples_nor_after_the_run(offline: dict[str,
     run.finish(timeout=0)
     assert seen == [False, True, True, False, True]  # the first step is left to a model that compiles itself
     assert torch.autograd.backward is original
+
+
+def test_a_backward_pass_that_capture_has_wrapped_is_timed_as_well(
+    offline: dict[str, Any], clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captured = Wrappings()
+    monkeypatch.setattr(torch.autograd, "backward", torch.autograd.backward)  # put back, whatever happens
+    captured.wrap([torch.autograd], "backward", partial)
+    wrapped = torch.autograd.backward
+    model, optimizer = slow(clock)
+    run = sidestep.watch(model, optimizer, every=1, probes=["backward"], **offline)
+    for step in range(2):
+        loss_of(model, step).backward()
+        optimizer.step()
+    run.finish(timeout=0)
+    assert read_scalars(offline["dir"], UPSTREAM) == pytest.approx({1: 3.0})
+    assert torch.autograd.backward is wrapped
 
 
 # --- kinds ---------------------------------------------------------------------------------------------------------

@@ -22,6 +22,8 @@ EFFECTIVENESS, COSINE, LOST = (
 )
 SHARE, COUNT, SIZE = (f"train/updates/{name}" for name in ("changed_share", "changed_count", "step_size_ratio"))
 
+ASKED, DONE = "train/updates/expected_norm", "train/updates/applied_norm"
+
 
 def flat(tensors: Any) -> Tensor:
     return torch.cat([tensor.detach().double().flatten() for tensor in tensors])
@@ -101,7 +103,7 @@ def test_a_discrete_optimizer_is_measured_against_its_own_word(offline: dict[str
     model = small_net()
     optimizer = Quantised(model.parameters(), lr=0.01, quantum=0.02)
     run = sidestep.watch(model, optimizer, probes={"effectiveness": 1}, **offline)
-    expected: dict[str, dict[int, float]] = {name: {} for name in (EFFECTIVENESS, COSINE, LOST, SHARE, COUNT, SIZE)}
+    expected: dict[str, dict[int, float]] = {name: {} for name in (EFFECTIVENESS, COSINE, LOST, SHARE, COUNT, SIZE, ASKED, DONE)}
     head: dict[str, dict[int, float]] = {name: {} for name in (EFFECTIVENESS, COSINE, LOST, SHARE)}
     moved: dict[int, float] = {}
     for step in range(6):
@@ -118,6 +120,8 @@ def test_a_discrete_optimizer_is_measured_against_its_own_word(offline: dict[str
                 LOST: (a - e).norm() / e.norm(),
                 SHARE: (a != 0).double().mean(),
                 COUNT: (a != 0).sum(),
+                ASKED: e.norm(),
+                DONE: a.norm(),
                 SIZE: a.abs().sum() / e.abs().sum(),
             }
             for name, series in values.items():

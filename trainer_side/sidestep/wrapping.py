@@ -17,7 +17,12 @@ class Wrappings:
         self._wrapped: list[tuple[Any, str, Any, Any]] = []
 
     def wrap(
-        self, places: Sequence[Any], name: str, around: Callable[[Callable[..., Any]], Callable[..., Any]]
+        self,
+        places: Sequence[Any],
+        name: str,
+        around: Callable[[Callable[..., Any]], Callable[..., Any]],
+        *,
+        again: bool = False,
     ) -> None:
         """Replace a function by one that wraps it; one that is wrapped already, or is not there, is left alone.
 
@@ -25,9 +30,10 @@ class Wrappings:
             places: modules or classes that have it; the first one's is taken, and replaced in all that have the same.
             name: its name there.
             around: makes the wrapper from the function.
+            again: wrap also what is wrapped already; for a short while, that of another in it.
         """
         original = vars(places[0]).get(name) if places else None
-        if original is None or hasattr(original, "__sidestep__"):
+        if original is None or (hasattr(original, "__sidestep__") and not again):
             return
         wrapper: Any = functools.wraps(original)(around(original))
         wrapper.__sidestep__ = True

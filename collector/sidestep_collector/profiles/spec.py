@@ -124,6 +124,20 @@ class Escalation(_Spec):
     below: float | None = None
 
 
+class Suggestion(_Spec):
+    """A setting to change, for a sweep or a callback to read: by what to multiply it, or its new value."""
+
+    setting: Words
+    multiply: float | None = Field(default=None, gt=0)
+    value: float | str | bool | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if (self.multiply is None) == (self.value is None):
+            raise ValueError("takes either multiply or value")
+        return self
+
+
 class RuleSpec(_Spec):
     """When a metric tells of trouble.
 
@@ -146,6 +160,7 @@ class RuleSpec(_Spec):
     escalate: Escalation | None = None
     message: Words
     advice: list[Words] = Field(min_length=1)
+    suggest: Suggestion | None = None
     enabled: bool = True
 
     @field_validator("message")

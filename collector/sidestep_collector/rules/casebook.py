@@ -11,8 +11,9 @@ import structlog
 from numpy.typing import NDArray
 
 from sidestep_collector.blocks import Finding
+from sidestep_collector.rules.counts import Counts
 from sidestep_collector.rules.incident import GONE, PENDING, RESOLVED, Incident, Series, first_hit, restored
-from sidestep_collector.rules.judge import Judged
+from sidestep_collector.rules.judge import HIT, Judged
 from sidestep_collector.rules.ruleset import Part, Rule
 from sidestep_collector.rules.track import Observed, Track, Turn
 
@@ -31,9 +32,14 @@ class When(NamedTuple):
 
 
 class Casebook:
-    """The findings of a run."""
+    """The findings of a run.
+
+    Attributes:
+        counted: how often each rule counted into them.
+    """
 
     def __init__(self, run: str, project: str) -> None:
+        self.counted = Counts()
         self._run = run
         self._project = project
         self._incidents: dict[tuple[str, str], Incident] = {}
@@ -44,6 +50,7 @@ class Casebook:
     def restore(self, row: Mapping[str, Any], rules: Sequence[Rule]) -> Incident | None:
         """Take a stored finding; None where its rule is none of the run's any more."""
         self._counts[row["rule"]] = self._counts.get(row["rule"], 0) + 1
+        self.counted.begin(row["rule"], row["rank"], row["count"])
         rule = next((rule for rule in rules if rule.name == row["rule"]), None)
         if rule is None:
             return None
@@ -82,6 +89,8 @@ class Casebook:
                     incident = self.get(part.rule.name, subject)
                     if incident is not None and series in incident.firing:
                         _follow(incident, series, turn, when, float(judged.values[turn.last, column]))
+                        if turn.hits:
+                            self.counted.add(part.rule.name, when.rank, when.steps[_hits(judged, column, turn)])
             busy = track.firing[column] or track.is_pending(column)
             self._keep_window(part.rule, subject, series, track.column(column) if busy else None)
 
@@ -130,6 +139,11 @@ class Casebook:
             incident.windows.pop(series, None)
             if incident.state == PENDING and not incident.windows:
                 incident.state = GONE
+
+
+def _hits(judged: Judged, column: int, turn: Turn) -> NDArray[np.intp]:
+    """Rows of what a turn counts."""
+    return turn.row + np.flatnonzero(judged.codes[turn.row : turn.last + 1, column] == HIT)
 
 
 def _follow(incident: Incident, series: Series, turn: Turn, when: When, value: float) -> None:

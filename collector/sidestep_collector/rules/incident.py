@@ -142,9 +142,13 @@ class Incident:
             threshold=bound(self.rule.spec, self.value),
             message=self.message,
             advice=tuple(self.rule.spec.advice),
-            evidence={**self.shown, "resume": self._resume()},
+            evidence={**self.shown, **self._suggested(), "resume": self._resume()},
             news=news,
         )
+
+    def _suggested(self) -> dict[str, Any]:
+        suggest = self.rule.spec.suggest
+        return {} if suggest is None else {"suggest": suggest.model_dump(exclude_none=True)}
 
     def _resume(self) -> dict[str, Any]:
         windows = [
@@ -191,7 +195,7 @@ def restored(row: Mapping[str, Any], project: str, rule: Rule) -> Incident:
         project=project,
         rule=rule,
         value=float("nan" if row["value"] is None else row["value"]),
-        shown={name: part for name, part in evidence.items() if name != "resume"},
+        shown={name: part for name, part in evidence.items() if name not in ("resume", "suggest")},
         firing={(rank, tag) for rank, tag in resume.get("firing", ())},
         epoch=resume.get("epoch", -1),
         stored_as=row["finding"],

@@ -21,6 +21,7 @@ from sidestep_collector.blocks import EpochSummary, Event, Finding, Item, Scalar
 from sidestep_collector.profiles import Choices, RuleSpec, suggested
 from sidestep_collector.profiles.spec import PREVIOUS, Override
 from sidestep_collector.rules.casebook import Casebook, When
+from sidestep_collector.rules.counts import CountSeries
 from sidestep_collector.rules.judge import Floats, Judged, judge, may_hit
 from sidestep_collector.rules.ruleset import Part, RuleSet, RuleSets
 from sidestep_collector.rules.track import Track
@@ -66,6 +67,7 @@ class Rules:
         self._sets = RuleSets(settings or {})
         self._runs: dict[str, _Run] = {}
         self._given_up: set[str] = set()
+        self._series = CountSeries()
 
     def restore(self, events: Iterable[Event], rows: Iterable[Mapping[str, Any]]) -> None:
         """Resume after a restart, before anything is added: events of runs that go on, and their findings."""
@@ -90,8 +92,13 @@ class Rules:
         for block in blocks:
             self._guarded(block.stream.run, partial(self._judge, block))
         for event in events:
+            self._guarded(event.at.stream.run, partial(self._count, event))
             if event.event == "end":
                 self._tell(event.at.stream.run)
+
+    def take_counts(self) -> list[ScalarBlock]:
+        """Numbers of alerts at the ends of epochs, since the last take."""
+        return self._series.take()
 
     def add_epochs(self, summaries: Iterable[EpochSummary]) -> None:
         """Judge epochs that have ended; one that was judged is not judged again."""
@@ -124,6 +131,11 @@ class Rules:
             rules = self._sets.of(name, self._choices.of(name), {})
             run = self._runs[name] = _Run(name, rules, Casebook(name, project))
         return run
+
+    def _count(self, event: Event) -> None:
+        run = self._runs.get(event.at.stream.run)
+        if run is not None:
+            self._series.tell(event, run.cases.counted, run.rules.rules, self._choices.of(run.name).own)
 
     def _remember(self, block: ScalarBlock) -> None:
         """Keep values that others are compared with."""

@@ -280,6 +280,20 @@ METRICS: Final[tuple[Metric, ...]] = (
         sharded="l2",
     ),
     Metric(
+        "train/updates/expected_norm",
+        "expected change",
+        "",
+        TIER_STEP,
+        "L2 norm ‖e‖ of the change that the optimizer's rule asks for, estimated from at most 1024 weights of each parameter.",
+    ),
+    Metric(
+        "train/updates/applied_norm",
+        "applied change",
+        "",
+        TIER_STEP,
+        "L2 norm ‖a‖ of the change that a step made, estimated from at most 1024 weights of each parameter.",
+    ),
+    Metric(
         "train/updates/effectiveness",
         "effectiveness of the step",
         "",

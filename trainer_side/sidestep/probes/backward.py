@@ -102,7 +102,7 @@ class BackwardProbe(Probe):
         self._remove()
         self._step = _Step()
         self._remover = self.watched.model.register_forward_hook(self.hook(self._after_forward)).remove
-        self._wrappings.wrap([torch.autograd], "backward", self._around)
+        self._wrappings.wrap([torch.autograd], "backward", self._around, again=True)  # `sidestep run` has wrapped it
 
     def before_step(self, part: Part) -> None:  # noqa: ARG002
         """The optimizer begins."""

@@ -9,6 +9,7 @@ and over those of each block:
     information_lost    ‖a - e‖ / ‖e‖
     step_size_ratio     Σ|a| / Σ|e|
     changed_share       share of the weights that are others than before, a ≠ 0; changed_count is their number
+    expected_norm, applied_norm   ‖e‖ and ‖a‖
     update_frequency    of a block: share of the samples so far in which any weight of it has changed
 
 Sums are estimated from a sample of coordinates (`sidestep.probes.sample`), Σ_p N_p / n_p Σ_i; `exact` takes all of
@@ -38,12 +39,16 @@ TAGS: Final = (
     "train/updates/step_size_ratio",
     "train/updates/changed_share",
     "train/updates/changed_count",
+    "train/updates/expected_norm",
+    "train/updates/applied_norm",
     "train/updates/effectiveness/<block>",
     "train/updates/cosine_expected/<block>",
     "train/updates/information_lost/<block>",
     "train/updates/changed_share/<block>",
     "train/updates/update_frequency/<block>",
 )
+#: Of the whole, in the order of the rows that `ratios` gives; of blocks are those that follow.
+_WHOLE: Final = 8
 #: Of each block, in the order of the rows that `ratios` gives.
 _OF_BLOCKS: Final = (0, 1, 2, 4)
 
@@ -177,14 +182,14 @@ class _Sample:
 
 
 def ratios(sums: Tensor, count: Tensor | int) -> Tensor:
-    """The quantities of `TAGS[:6]`, from sums over coordinates.
+    """The quantities of `TAGS[:8]`, from sums over coordinates.
 
     Args:
         sums: shape (7,) or (7, blocks): Σ a², Σ e², Σ (a - e)², Σ a e, Σ |a|, Σ |e|, and how many a are not 0.
         count: of all coordinates.
 
     Returns:
-        Shape (6,) or (6, blocks).
+        Shape (8,) or (8, blocks).
     """
     applied, expected = sums[_APPLIED].sqrt(), sums[_EXPECTED].sqrt()
     is_idle = (applied == 0) & (expected == 0)
@@ -197,6 +202,8 @@ def ratios(sums: Tensor, count: Tensor | int) -> Tensor:
         torch.where(is_idle, one, sums[_APPLIED_SIZE] / sums[_EXPECTED_SIZE]),
         sums[_CHANGED] / count,
         sums[_CHANGED],
+        expected,
+        applied,
     )
     return torch.stack(rows)
 
@@ -219,4 +226,4 @@ def _added(counts: Sequence[int], at: Coordinates) -> list[int]:
 
 @lru_cache(maxsize=64)
 def _tags(names: tuple[str, ...], blocks: tuple[int, ...]) -> tuple[str, ...]:
-    return (*TAGS[:6], *(tag.replace("<block>", names[block]) for tag in TAGS[6:] for block in blocks))
+    return (*TAGS[:_WHOLE], *(tag.replace("<block>", names[block]) for tag in TAGS[_WHOLE:] for block in blocks))
