@@ -15,6 +15,7 @@ from torch import nn
 
 import sidestep
 from sidestep.errors import SidestepWarning, UsageError
+from sidestep.probes import Probe
 
 __all__ = ["offline"]
 
@@ -133,6 +134,38 @@ def test_of_many_groups_those_with_the_same_rates_are_told_of_once(offline: dict
         "train/wd_17": {0: pytest.approx(0.1), 1: pytest.approx(0.1)},
         "train/wd_39": {0: pytest.approx(0.1), 1: pytest.approx(0.1)},
     }
+
+
+class Whereabouts(Probe):
+    """Remembers where the model is said to be."""
+
+    name = "whereabouts"
+    every = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def report(self, step: int) -> None:
+        self.seen.append(self.watched.device.type)
+
+
+def test_the_device_is_where_the_model_trains_not_where_it_was_made(offline: dict[str, Any]) -> None:
+    with torch.device("meta"):
+        model = nn.Linear(2, 1)
+    optimizer, probe = sgd(model), Whereabouts()
+    run = sidestep.watch(model, optimizer, every=1, probes=[probe], **offline)
+    assert probe.watched.device.type == "meta"
+    optimizer.step()
+    model.to_empty(device="cpu")
+    optimizer.param_groups[0]["params"] = list(model.parameters())
+    for _ in range(2):
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+    run.finish(timeout=0)
+    assert probe.seen == ["cpu", "cpu"]
+    model.to("meta")
+    assert probe.watched.device.type == "cpu"
 
 
 def test_throughput_is_measured_between_reports(offline: dict[str, Any]) -> None:

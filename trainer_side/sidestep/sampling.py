@@ -39,7 +39,6 @@ class Sampling:
             self._groups[setting][1].append(probe)
         self._each_step: list[Probe] = [probe for probe in probes if type(probe).end_step is not Probe.end_step]
         self._late: list[Probe] = []
-        self._has_stepped = False
         watched.switch_off = self._switch_off
         if any(isinstance(when, Validations) for when, _ in self._groups.values()):
             watched.calls.at_validation = self._validate
@@ -55,7 +54,7 @@ class Sampling:
         if not (found or self._late or self.due):
             return
         due = [probe for probe in self._active if probe in found or probe in self._late]
-        self._late = [] if self._has_stepped else [probe for probe in due if probe.hooks_forward]
+        self._late = [] if watched.has_stepped else [probe for probe in due if probe.hooks_forward]
         due = [probe for probe in due if probe not in self._late]
         for probe in self.due:
             if probe not in due:
@@ -91,7 +90,7 @@ class Sampling:
 
     def end_step(self) -> None:
         """A step has ended."""
-        self._has_stepped = True
+        self._watched.has_stepped = True
         for probe in self._each_step:  # a list that is replaced, never changed
             self._call(probe, "end_step")
 

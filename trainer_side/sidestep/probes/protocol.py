@@ -62,7 +62,7 @@ class Watched:
 
     Attributes:
         names: names of the blocks, by their number.
-        device: where the model's first parameter lies.
+        has_stepped: whether an optimizer has stepped.
         sharding: how the parameters lie over ranks.
         switch_off: what is told of a probe whose hook raised.
         norm_before_clip: a step and its gradient's L2 norm before clipping, where a probe has seen it.
@@ -79,13 +79,24 @@ class Watched:
         self.extras = extras
         groups = (group for optimizer in self.optimizers for group in optimizer.param_groups)
         self.sharding = Sharding(model, (entry for group in groups for entry in group["params"]))
-        first = next(model.parameters(), None)
-        self.device = torch.device("cpu") if first is None else local(first).device
+        self.has_stepped = False
         self.norm_before_clip: tuple[int, Tensor] | None = None
         self.weight_norm_step: int | None = None
         self.switch_off: Callable[[Probe, str, Exception], None] | None = None
         self._calls: Calls | None = None
         self._labels: Labels | None = None
+        self._device: torch.device | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's first parameter lies: looked up until it has trained there, for models are moved."""
+        if self._device is not None:
+            return self._device
+        first = next(self.model.parameters(), None)
+        device = torch.device("cpu") if first is None else local(first).device
+        if self.has_stepped and device.type != "meta":
+            self._device = device
+        return device
 
     @property
     def inner(self) -> nn.Module:

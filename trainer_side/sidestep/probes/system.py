@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import torch
 
+from sidestep.device import Device
 from sidestep.errors import UsageError
 from sidestep.machine import TAGS
 from sidestep.probes.protocol import Probe, Watched
@@ -31,6 +32,7 @@ class SystemProbe(Probe):
         if seconds is not None and not seconds > 0:
             raise UsageError(f"system: seconds={seconds!r}: it is a number above 0; False leaves the machine alone")
         self._seconds = seconds
+        self._chosen = torch.device("cpu")
 
     def attach(self, watched: Watched) -> None:
         """Tell what samples the machine of the device and the setting."""
@@ -40,5 +42,15 @@ class SystemProbe(Probe):
             return
         if self._seconds is not None:
             machine.seconds = self._seconds
-        if watched.device.type == "cuda":
-            machine.device.choose(str(torch.cuda.get_device_properties(watched.device).uuid))
+        self._choose(machine.device)
+
+    def report(self, step: int) -> None:  # noqa: ARG002
+        """See whether the model has been moved since."""
+        if self.run.machine is not None:
+            self._choose(self.run.machine.device)
+
+    def _choose(self, device: Device) -> None:
+        found = self.watched.device
+        if found.type == "cuda" and found != self._chosen:
+            self._chosen = found
+            device.choose(str(torch.cuda.get_device_properties(found).uuid))
