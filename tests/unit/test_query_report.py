@@ -13,6 +13,7 @@ from sidestep_collector.commands.report import report
 from sidestep_collector.query.epochs import ByEpoch
 from sidestep_collector.query.report.curves import Course, Reduction, Spread, course, reductions, spread
 from sidestep_collector.query.report.diagnosis import Facts, diagnose
+from sidestep_collector.query.report.targets import against_targets, profiles_of
 from sidestep_collector.store import Store
 from sidestep_schemas.errors import UsageError
 
@@ -32,6 +33,13 @@ def test_reductions_are_falls_by_half_between_epochs_or_inside_of_one():
     assert reductions(inside) == [Reduction(2.0, 0.1, 0.01)]
     assert reductions(by_epoch([0.1, np.nan, 0.01])) == [Reduction(3.0, 0.1, 0.01)]
     assert reductions(by_epoch([0.1, 0.09, 0.08, 0.07])) == []
+
+
+def test_a_cosine_that_nears_its_end_makes_no_steps_and_a_schedule_does():
+    epochs = np.arange(12)
+    cosine = reductions(by_epoch(0.05 * (1 + np.cos(np.pi * epochs / 12))))
+    assert [(drop.epoch, drop.is_step) for drop in cosine] == [(11, False), (12, False)]
+    assert [drop.is_step for drop in reductions(by_epoch([0.1, 0.1, 0.01, 0.01, 0.001]))] == [True, True]
 
 
 def test_a_course_has_its_best_and_the_plateau_that_follows_the_last_gain():
@@ -103,6 +111,45 @@ def test_of_a_trouble_and_what_follows_from_it_the_cause_is_told():
     assert "early_plateau" not in names
     clipped = TROUBLES["amp_clip_order"] | TROUBLES["vanishing_gradients"]
     assert [found.name for found in diagnose(Facts(config={}, epochs=20, **clipped))] == ["amp_clip_order"]
+    vanished = TROUBLES["chance_level"] | TROUBLES["vanishing_gradients"]
+    assert [found.name for found in diagnose(Facts(epochs=20, **vanished))] == ["vanishing_gradients"]
+
+
+def test_the_end_of_a_cosine_is_no_early_drop():
+    late = {"loss": Course(12, 2.3, 0.1, 0.1, 12, 9.0), "rate": (Reduction(10, 0.03, 0.012, is_step=False),)}
+    assert diagnose(Facts(config={}, epochs=12, **late)) == []
+
+
+def test_a_shared_transform_that_draws_no_random_numbers_is_only_mentioned():
+    for is_random, severity in ((True, "warning"), (False, "info")):
+        (found,) = diagnose(Facts(config={}, epochs=3, shared_data="one Images object", shared_is_random=is_random))
+        assert found.severity == severity
+
+
+def test_last_values_are_held_against_what_the_profile_asks():
+    metrics = {
+        "train/mean_grad_norm": by_epoch([1.0, 0.001, np.nan]),
+        "train/weight_change": by_epoch([1e-3, 1e-4]),
+        "train/gradients/stem": by_epoch([1.0, 2.0]),
+        "train/gradients/head": by_epoch([1.0, 1e-9]),
+        "train/loss_total": by_epoch([2.3, 0.5]),
+        "mine/own": by_epoch([1.0]),
+    }
+    profiles, why = profiles_of("r", {"profile": "classification"}, metrics)
+    assert ([profile.name for profile in profiles], why) == (["common", "classification"], "")
+    asked = {one.metric: (one.last, one.state) for one in against_targets(profiles, metrics)}
+    assert asked == {
+        "train/gradients/head (worst of 2)": (1e-9, "worry"),
+        "train/loss_total": (0.5, ""),
+        "train/mean_grad_norm": (0.001, "worry"),
+        "train/weight_change": (1e-4, "ok"),
+    }
+
+
+def test_a_run_without_a_profile_is_read_by_the_one_that_fits_its_metrics():
+    profiles, why = profiles_of("r", {}, ["train/acc", "val/acc"])
+    assert ([profile.name for profile in profiles], why) == (["common", "classification"], "by its metrics")
+    assert [profile.name for profile in profiles_of("r", {}, ["mine/own"])[0]] == ["common"]
 
 
 def test_advice_names_the_settings_that_the_run_has():

@@ -11,6 +11,8 @@ from sidestep_collector.query.epochs import ByEpoch, Floats
 
 #: A rate that falls at least by this factor from one epoch to the next was reduced; less is a schedule that decays.
 _REDUCTION: Final = 2.0
+#: A reduction is a step where the rate fell by less than this share of it (of logarithms) the epoch before.
+_STEP_SHARE: Final = 0.5
 #: Share of the whole gain that counts as none.
 _GAIN_SHARE: Final = 0.02
 #: Epochs without gain that make a plateau.
@@ -19,11 +21,15 @@ PLATEAU_EPOCHS: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class Reduction:
-    """A rate that was reduced: in which epoch, from what to what."""
+    """A rate that was reduced: in which epoch, from what to what.
+
+    `is_step` says that it fell at once; a cosine that nears its end falls a little more from epoch to epoch.
+    """
 
     epoch: float
     before: float
     after: float
+    is_step: bool = True
 
     @property
     def factor(self) -> float:
@@ -58,10 +64,14 @@ def reductions(rate: ByEpoch) -> list[Reduction]:
     """Where a learning rate was reduced at least twofold: between epochs, or inside of one."""
     found: list[Reduction] = []
     last: float | None = None
+    fell = 0.0  # logarithm of the factor of the epoch before
     for epoch, first, end in zip(rate.epoch.tolist(), rate.first.tolist(), rate.last.tolist(), strict=True):
         before = first if last is None else last
-        if np.isfinite(end) and np.isfinite(before) and before > 0 and 0 <= end * _REDUCTION <= before:
-            found.append(Reduction(epoch, before, end))
+        if np.isfinite(end) and np.isfinite(before) and before > 0:
+            falls = np.log(before / end) if end > 0 else np.inf
+            if 0 <= end * _REDUCTION <= before:
+                found.append(Reduction(epoch, before, end, is_step=bool(fell < _STEP_SHARE * falls)))
+            fell = falls
         last = end if np.isfinite(end) else last
     return found
 

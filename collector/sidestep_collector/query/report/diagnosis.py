@@ -32,7 +32,7 @@ class Facts:
     Attributes:
         config: settings as the script gave them, nested ones by their path with dots.
         epochs: epochs seen.
-        rate: reductions of the learning rate; rate_last: what it is now.
+        rate: reductions of the learning rate; rate_last: what it is now; rate_greatest: the highest that it was.
         loss, val_loss: their courses; None where nobody logged any.
         acc, val_acc: likewise, as fractions.
         gradient: norms of the whole gradient before clipping.
@@ -40,12 +40,14 @@ class Facts:
         clipped: share of clipped steps over the run.
         amp_scale, norm_after_clip, norm_at_step: medians over epochs, for the order of clipping.
         shared_data: what says that training and validation wrap one dataset; "" where nothing does.
+        shared_is_random: whether its transform may draw random numbers, as far as anybody knows.
     """
 
     config: Mapping[str, Any]
     epochs: int
     rate: tuple[Reduction, ...] = ()
     rate_last: float | None = None
+    rate_greatest: float | None = None
     loss: Course | None = None
     val_loss: Course | None = None
     acc: Course | None = None
@@ -57,6 +59,7 @@ class Facts:
     norm_after_clip: float | None = None
     norm_at_step: float | None = None
     shared_data: str = ""
+    shared_is_random: bool = True
 
     @property
     def classes(self) -> int | None:
@@ -83,10 +86,8 @@ def diagnose(facts: Facts) -> list[Diagnosis]:
     """All troubles that the facts show, the worst first; of a trouble and what follows from it, the cause alone."""
     found = [diagnosis for judge in _JUDGES if (diagnosis := judge(facts)) is not None]
     causes = {diagnosis.name for diagnosis in found}
-    if causes & {"lr_dropped_early", "amp_clip_order", "chance_level"}:
-        found = [diagnosis for diagnosis in found if diagnosis.name != "early_plateau"]
-    if "amp_clip_order" in causes:
-        found = [diagnosis for diagnosis in found if diagnosis.name != "vanishing_gradients"]
+    follow = {name for cause, names in _FOLLOW.items() if cause in causes for name in names}
+    found = [diagnosis for diagnosis in found if diagnosis.name not in follow]
     order = {"critical": 0, "warning": 1, "info": 2}
     return sorted(found, key=lambda diagnosis: order[diagnosis.severity])
 
@@ -96,7 +97,7 @@ def lr_dropped_early(facts: Facts) -> Diagnosis | None:
     curve = facts.val_loss or facts.loss
     if curve is None or curve.plateau_since is None:
         return None
-    early = [drop for drop in facts.rate if drop.epoch <= 10]
+    early = [drop for drop in facts.rate if drop.epoch <= 10 and drop.is_step]
     drop = next((drop for drop in early if -1 <= curve.plateau_since - drop.epoch <= 3), None)
     if drop is None:
         return None
@@ -144,13 +145,15 @@ def vanishing_gradients(facts: Facts) -> Diagnosis | None:
     gradient, update = facts.gradient, facts.update
     if gradient is None or update is None or gradient.mean >= 0.01 or update.mean >= 1e-6:
         return None
+    rate = f": lr = {10 * facts.rate_greatest:.2g}" if facts.rate_greatest else ""
     return Diagnosis(
         "vanishing_gradients",
         "gradients vanish",
         "critical",
         (f"mean gradient norm {gradient.mean:.2g}", f"relative update {update.mean:.2g} a step"),
         (
-            "raise the learning rate tenfold" + (f": lr = {10 * facts.rate_last:.2g}" if facts.rate_last else ""),
+            "raise the learning rate tenfold"
+            + (f": lr = {10 * facts.rate_greatest:.2g}" if facts.rate_greatest else ""),
             "check that the clipping limit is not far below the norms, and that a loss scale is undone before clipping",
             "initialise anew (Kaiming for ReLU), and look at train/activations/<module>/dead_share for dead units",
         ),
@@ -205,13 +208,13 @@ def amp_clip_order(facts: Facts) -> Diagnosis | None:
 
 
 def shared_transform(facts: Facts) -> Diagnosis | None:
-    """Training and validation wrap one dataset object, so they share its transform."""
+    """Training and validation wrap one dataset object, so they share its transform: no harm while it is fixed."""
     if not facts.shared_data:
         return None
     return Diagnosis(
         "shared_transform",
         "training and validation share a transform",
-        "warning",
+        "warning" if facts.shared_is_random else "info",
         (facts.shared_data,),
         (
             "make two dataset objects, each with its own transform, over one split of the indices",
@@ -219,6 +222,14 @@ def shared_transform(facts: Facts) -> Diagnosis | None:
         ),
     )
 
+
+#: Of a cause, the troubles that follow from it: they say nothing more.
+_FOLLOW: Final[Mapping[str, frozenset[str]]] = {
+    "amp_clip_order": frozenset({"vanishing_gradients", "chance_level", "lr_dropped_early", "early_plateau"}),
+    "vanishing_gradients": frozenset({"chance_level", "lr_dropped_early", "early_plateau"}),
+    "chance_level": frozenset({"early_plateau"}),
+    "lr_dropped_early": frozenset({"early_plateau"}),
+}
 
 _JUDGES: Final[tuple[Callable[[Facts], Diagnosis | None], ...]] = (
     amp_clip_order,

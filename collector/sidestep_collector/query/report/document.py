@@ -11,8 +11,10 @@ import duckdb
 import numpy as np
 
 from sidestep_collector.query.epochs import ByEpoch, Epochs, read_epochs
+from sidestep_collector.query.report import backward
 from sidestep_collector.query.report.curves import Course, Reduction, course, reductions, spread
 from sidestep_collector.query.report.diagnosis import Diagnosis, Facts, diagnose
+from sidestep_collector.query.report.targets import WORRY, against_targets, profiles_of
 
 _LOSSES: Final = ("train/loss_total", "train/loss", "train/loss_nats", "train/loss/total")
 _VAL_LOSSES: Final = ("val/loss_total", "val/loss", "val/loss_nats", "val/loss/total")
@@ -86,9 +88,11 @@ def make_report(connection: duckdb.DuckDBPyConnection, run: str) -> Report:
             _accuracies(epochs, facts),
             _gradients(epochs, facts),
             _updates(epochs, facts),
+            _targets(connection, run, epochs),
         )
         if section is not None
     ]
+    sections += _of_backward(connection, run, epochs)
     state = {name: about[name] for name in ("state", "started", "ended", "world_size", "profile") if about[name]}
     unit = "parts (the run told of no epochs)" if epochs.is_by_parts else "epochs"
     return Report(
@@ -122,7 +126,8 @@ def _facts(connection: duckdb.DuckDBPyConnection, run: str, epochs: Epochs, abou
     rate, norm, update = (epochs.first_of(tags) for tags in (("train/lr",), _NORMS, _UPDATES))
     clipped = epochs.metrics.get("train/gradient/clipped")
     shared = connection.execute(
-        "select details->>'why' from events where run = ? and event = 'shared_dataset' limit 1", [run]
+        "select details->>'why', details->>'is_random' from events where run = ? and event = 'shared_dataset' limit 1",
+        [run],
     ).fetchone()
     config = json.loads(about["config"] or "{}")
     return Facts(
@@ -130,6 +135,7 @@ def _facts(connection: duckdb.DuckDBPyConnection, run: str, epochs: Epochs, abou
         epochs=max((len(entry) for entry in epochs.metrics.values()), default=0),
         rate=tuple(reductions(rate[1])) if rate else (),
         rate_last=float(rate[1].last[-1]) if rate else None,
+        rate_greatest=float(np.nanmax(rate[1].greatest)) if rate and np.isfinite(rate[1].greatest).any() else None,
         loss=curve(_LOSSES, "lower"),
         val_loss=curve(_VAL_LOSSES, "lower"),
         acc=curve(("train/acc",), "higher"),
@@ -141,6 +147,7 @@ def _facts(connection: duckdb.DuckDBPyConnection, run: str, epochs: Epochs, abou
         norm_after_clip=_median(epochs.metrics.get("train/gradient/global_norm_after_clip")),
         norm_at_step=_norm_at_step(epochs),
         shared_data=str(shared[0]) if shared and shared[0] else "",
+        shared_is_random=shared is None or shared[1] != "false",
     )
 
 
@@ -226,6 +233,29 @@ def _updates(epochs: Epochs, facts: Facts) -> Section | None:
     update = facts.update
     lines = (f"relative update a step: mean {update.mean:.3g}, from {update.least:.3g} to {update.greatest:.3g}",)
     return Section("Weight updates", lines, plots=(_plot("relative update", {found[0]: found[1]}, is_log=True),))
+
+
+def _targets(connection: duckdb.DuckDBPyConnection, run: str, epochs: Epochs) -> Section | None:
+    said = connection.execute(
+        "select details::varchar from events where run = ? and event = 'start' order by attempt desc, rank limit 1",
+        [run],
+    ).fetchone()
+    start = json.loads(said[0] or "{}") if said else {}
+    profiles, why = profiles_of(run, start if isinstance(start, dict) else {}, epochs.metrics)
+    asked = against_targets(profiles, epochs.metrics)
+    if not asked:
+        return None
+    names = " and ".join(profile.name for profile in profiles)
+    lines = [f"as the profiles {names} have them" if len(profiles) > 1 else f"as the profile {names} has them"]
+    lines[0] += f" (the last chosen {why})" if why else ""
+    lines += [f"{one.metric}: worry where it is {one.worry}" for one in asked if one.state == WORRY and one.worry]
+    rows = tuple((one.metric, one.last, one.target, one.state) for one in asked)
+    return Section("Targets", tuple(lines), Table(("metric", "last", "target", ""), rows))
+
+
+def _of_backward(connection: duckdb.DuckDBPyConnection, run: str, epochs: Epochs) -> Iterator[Section]:
+    for title, lines, columns, rows in backward.parts(connection, run, epochs):
+        yield Section(title, tuple(lines), Table(columns, tuple(rows)) if rows else None)
 
 
 def _plot(title: str, found: Mapping[str, ByEpoch], *, is_log: bool = False) -> Plot:
