@@ -152,8 +152,7 @@ def vanishing_gradients(facts: Facts) -> Diagnosis | None:
         "critical",
         (f"mean gradient norm {gradient.mean:.2g}", f"relative update {update.mean:.2g} a step"),
         (
-            "raise the learning rate tenfold"
-            + (f": lr = {10 * facts.rate_greatest:.2g}" if facts.rate_greatest else ""),
+            f"raise the learning rate tenfold{rate}",
             "check that the clipping limit is not far below the norms, and that a loss scale is undone before clipping",
             "initialise anew (Kaiming for ReLU), and look at train/activations/<module>/dead_share for dead units",
         ),
