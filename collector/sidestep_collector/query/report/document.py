@@ -11,7 +11,6 @@ import duckdb
 import numpy as np
 
 from sidestep_collector.query.epochs import ByEpoch, Epochs, read_epochs
-from sidestep_collector.query.report import backward
 from sidestep_collector.query.report.curves import Course, Reduction, course, reductions, spread
 from sidestep_collector.query.report.diagnosis import Diagnosis, Facts, diagnose
 from sidestep_collector.query.report.targets import WORRY, against_targets, profiles_of
@@ -92,7 +91,6 @@ def make_report(connection: duckdb.DuckDBPyConnection, run: str) -> Report:
         )
         if section is not None
     ]
-    sections += _of_backward(connection, run, epochs)
     state = {name: about[name] for name in ("state", "started", "ended", "world_size", "profile") if about[name]}
     unit = "parts (the run told of no epochs)" if epochs.is_by_parts else "epochs"
     return Report(
@@ -251,11 +249,6 @@ def _targets(connection: duckdb.DuckDBPyConnection, run: str, epochs: Epochs) ->
     lines += [f"{one.metric}: worry where it is {one.worry}" for one in asked if one.state == WORRY and one.worry]
     rows = tuple((one.metric, one.last, one.target, one.state) for one in asked)
     return Section("Targets", tuple(lines), Table(("metric", "last", "target", ""), rows))
-
-
-def _of_backward(connection: duckdb.DuckDBPyConnection, run: str, epochs: Epochs) -> Iterator[Section]:
-    for title, lines, columns, rows in backward.parts(connection, run, epochs):
-        yield Section(title, tuple(lines), Table(columns, tuple(rows)) if rows else None)
 
 
 def _plot(title: str, found: Mapping[str, ByEpoch], *, is_log: bool = False) -> Plot:
