@@ -168,6 +168,21 @@ def test_the_device_is_where_the_model_trains_not_where_it_was_made(offline: dic
     assert probe.watched.device.type == "cpu"
 
 
+def test_no_step_is_sampled_while_any_parameter_is_on_meta(offline: dict[str, Any]) -> None:
+    model = nn.ParameterList([torch.ones(2), torch.ones(2, device="meta")])
+    optimizer = sgd(model)
+    run = sidestep.watch(model, optimizer, every=1, **offline)
+    for step in range(4):
+        if step == 2:  # the list of parameters stays as long as it was
+            optimizer.param_groups[0]["params"][1] = nn.Parameter(torch.ones(2))
+        for entry in optimizer.param_groups[0]["params"]:
+            entry.grad = torch.ones_like(entry)
+        optimizer.step()
+    run.finish(timeout=0)
+    assert read_scalars(offline["dir"], GLOBAL) == pytest.approx({2: 2.0, 3: 2.0})
+    assert list(read_scalars(offline["dir"], "train/lr")) == [2, 3]
+
+
 def test_throughput_is_measured_between_reports(offline: dict[str, Any]) -> None:
     model = small_net()
     optimizer = sgd(model)

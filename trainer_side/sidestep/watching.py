@@ -128,7 +128,6 @@ class _Member:
         """Have measured what must be known before the step."""
         self._is_open = False
         self._has_closure = has_closure
-        self.part.settle()
         if not has_closure:
             self._sampling.tell("gradients", self.part)
         self._sampling.tell("before_step", self.part)
@@ -240,9 +239,14 @@ class _Watch:
         if member.is_done:
             return  # it steps more often than the one that counts
         if self._open_step is None:
-            if not self._sampling.due or member not in self._leaders or _has_no_numbers(member.part.optimizer):
+            if not self._sampling.due or member not in self._leaders or _is_captured():
                 return
+            member.part.settle()
+            if member.part.is_on_meta:
+                return  # nothing is computed there
             self._open_step = following
+        else:
+            member.part.settle()
         member.before(has_closure=has_closure(arguments, named))
 
     def _close(self, member: _Member) -> None:
@@ -293,7 +297,6 @@ def _optimizers(given: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
     return optimizers
 
 
-def _has_no_numbers(optimizer: Optimizer) -> bool:
-    # What is launched while a CUDA graph is captured becomes part of it; on "meta" nothing is computed.
-    devices = {entry.device.type for group in optimizer.param_groups for entry in group["params"]}
-    return "meta" in devices or ("cuda" in devices and torch.cuda.is_current_stream_capturing())
+def _is_captured() -> bool:
+    # What is launched while a CUDA graph is captured becomes part of it.
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()

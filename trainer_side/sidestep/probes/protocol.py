@@ -131,6 +131,7 @@ class Part:
 
     Attributes:
         placed: its parameters, their blocks rising.
+        is_on_meta: whether any of them has no numbers yet.
         version: another number whenever `placed` is another list: groups are added, shapes change.
     """
 
@@ -138,6 +139,7 @@ class Part:
         self.number = number
         self.optimizer = optimizer
         self.placed: list[Placed] = []
+        self.is_on_meta = False
         self.version = 0
         self._blocks = blocks
         self._signature: list[int] = []
@@ -164,6 +166,7 @@ class Part:
         places = self._blocks.place(parameters)
         placed = [Placed(parameter, block) for parameter, block in zip(parameters, places, strict=True)]
         self.placed = sorted(placed, key=lambda entry: entry.block)
+        self.is_on_meta = any(entry.is_meta for entry in parameters)
         self._signature = signature
         self.version += 1
 
