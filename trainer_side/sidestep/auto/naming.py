@@ -21,6 +21,9 @@ EVERY = 10
 
 #: Names of a script's configuration, the likeliest first.
 _CONFIGS: Final = ("config", "cfg", "hparams", "args")
+#: Names that scripts of any project have, and folders in which scripts of any project lie.
+_SCRIPTS: Final = frozenset({"main", "train"})
+_FOLDERS: Final = frozenset({"src", "scripts", "bin", "tools"})
 
 
 def every() -> int:
@@ -38,7 +41,7 @@ def init_arguments(parsed: Sequence[Any], environ: Mapping[str, str] = os.enviro
     """
     arguments: dict[str, Any] = {}
     if not environ.get(PROJECT_VARIABLE):
-        arguments["project"] = script_name()
+        arguments["project"] = project_name()
     config = dict(vars(parsed[0])) if parsed else script_config()
     if config:
         arguments["config"] = config
@@ -68,11 +71,22 @@ def script_config(main: ModuleType | None = None) -> dict[str, Any]:
     return {}
 
 
-def script_name() -> str | None:
-    """`train` for train.py, `pkg.train` for `python -m pkg.train`; None where there is no script."""
-    main = sys.modules.get("__main__")
+def project_name(main: ModuleType | None = None) -> str | None:
+    """The script's name, or that of its folder where it is called main.py or train.py.
+
+    `vision` for vision.py, vision/train.py and vision/src/main.py; `pkg.train` for `python -m pkg.train`; None where
+    there is no script.
+
+    Args:
+        main: the script; default the one of this process.
+    """
+    main = main if main is not None else sys.modules.get("__main__")
     spec = getattr(main, "__spec__", None)
     if spec is not None:
         return str(spec.name).removesuffix(".__main__")
     file = getattr(main, "__file__", None)
-    return Path(file).stem if isinstance(file, str) else None
+    if not isinstance(file, str):
+        return None
+    path = Path(file).resolve()
+    folders = [parent.name for parent in path.parents if parent.name and parent.name not in _FOLDERS]
+    return folders[0] if path.stem in _SCRIPTS and folders else path.stem
