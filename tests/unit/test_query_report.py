@@ -216,5 +216,5 @@ def test_a_report_is_text_markdown_and_a_page_of_one_file(root, tmp_path):
     assert "&lt;b&gt;bad*" in page
     assert "<b>" not in page
     assert "<script" not in page
-    with pytest.raises(UsageError, match=r"written as \.md or \.html"):
+    with pytest.raises(UsageError, match=r"written as \.md, \.html or \.json"):
         call(root, "--out", tmp_path / "r.pdf")

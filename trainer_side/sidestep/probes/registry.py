@@ -53,6 +53,7 @@ Given = Mapping[str, Setting] | Sequence[str | Probe] | None
 OF_PROFILES: Final[Mapping[str, Mapping[str, Setting]]] = {
     "jepa": {"gradient_flow": True},
     "meanflow": {"ema": "epoch"},
+    "backward": {"logits": True, "effectiveness": True, "backward": True},
 }
 
 

@@ -11,6 +11,7 @@ import duckdb
 import numpy as np
 
 from sidestep_collector.query.epochs import ByEpoch, Epochs, read_epochs
+from sidestep_collector.query.report import backward
 from sidestep_collector.query.report.curves import Course, Reduction, course, reductions, spread
 from sidestep_collector.query.report.diagnosis import Diagnosis, Facts, diagnose
 from sidestep_collector.query.report.targets import WORRY, against_targets, profiles_of
@@ -63,7 +64,8 @@ class Report:
         facts: about the run itself: state, start, epochs.
         sections: what its curves say.
         diagnoses: what is wrong with it.
-        findings: what the rules found while it went, as rows of the table `findings`.
+        findings: what the rules found while it went, as rows of the table `findings`; `suggest` is what each says to
+            change, for a program to read, or None.
     """
 
     run: str
@@ -91,6 +93,7 @@ def make_report(connection: duckdb.DuckDBPyConnection, run: str) -> Report:
         )
         if section is not None
     ]
+    sections += _of_backward(connection, run, epochs)
     state = {name: about[name] for name in ("state", "started", "ended", "world_size", "profile") if about[name]}
     unit = "parts (the run told of no epochs)" if epochs.is_by_parts else "epochs"
     return Report(
@@ -113,7 +116,8 @@ def _findings(connection: duckdb.DuckDBPyConnection, run: str) -> list[dict[str,
     query = "select * from findings where run = ? and state <> 'pending' order by first_step, rule, subject"
     done = connection.execute(query, [run])
     columns = [str(column[0]) for column in done.description or ()]
-    return [dict(zip(columns, row, strict=True)) for row in done.fetchall()]
+    rows = [dict(zip(columns, row, strict=True)) for row in done.fetchall()]
+    return [{**row, "suggest": json.loads(row["evidence"] or "{}").get("suggest")} for row in rows]
 
 
 def _facts(connection: duckdb.DuckDBPyConnection, run: str, epochs: Epochs, about: Mapping[str, Any]) -> Facts:
@@ -249,6 +253,11 @@ def _targets(connection: duckdb.DuckDBPyConnection, run: str, epochs: Epochs) ->
     lines += [f"{one.metric}: worry where it is {one.worry}" for one in asked if one.state == WORRY and one.worry]
     rows = tuple((one.metric, one.last, one.target, one.state) for one in asked)
     return Section("Targets", tuple(lines), Table(("metric", "last", "target", ""), rows))
+
+
+def _of_backward(connection: duckdb.DuckDBPyConnection, run: str, epochs: Epochs) -> Iterator[Section]:
+    for title, lines, columns, rows in backward.parts(connection, run, epochs):
+        yield Section(title, tuple(lines), Table(columns, tuple(rows)) if rows else None)
 
 
 def _plot(title: str, found: Mapping[str, ByEpoch], *, is_log: bool = False) -> Plot:
