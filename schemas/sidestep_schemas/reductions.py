@@ -31,6 +31,12 @@ class Reduction(NamedTuple):
     weight: str = ""
 
 
+def is_of_part(name: str) -> bool:
+    """Whether it says that a rank's value speaks of its own part of one thing, as in a sharded model."""
+    reduction = parsed(name)
+    return reduction.rule in {L2, RMS} or bool(reduction.weight)
+
+
 def parsed(name: str) -> Reduction:
     """The reduction of a name."""
     rule, _, weight = name.partition(":")

@@ -24,9 +24,11 @@ class Recorded:
         self.records: list[tuple[Moment, dict[str, float] | Item]] = []
         self.key_sets: dict[tuple[str, ...], KeySet] = {}
 
-    def log(self, values: dict[str, float], step: int = 0, epoch: float = np.nan) -> None:
+    def log(
+        self, values: dict[str, float], step: int = 0, epoch: float = np.nan, reductions: tuple[str, ...] = ()
+    ) -> None:
         names = tuple(values)
-        self.key_sets.setdefault(names, KeySet(len(self.key_sets), 1, "step", names, ()))
+        self.key_sets.setdefault(names, KeySet(len(self.key_sets), 1, "step", names, reductions))
         self.records.append((self._at(step, epoch), values))
 
     def tensor(self, name: str, array: Any, step: int = 0, epoch: float = np.nan) -> None:

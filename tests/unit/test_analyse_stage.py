@@ -122,6 +122,20 @@ def test_a_pattern_reads_families_and_not_what_the_catalogue_declares_in_full() 
     assert list(norms.spans[0].series) == ["train/gradients/stem", "x/y/z"]
 
 
+@pytest.mark.parametrize(("said", "is_derived"), [("", True), ("mean", True), ("l2", False), ("rms:w", False)])
+def test_nothing_is_derived_from_what_a_rank_says_of_its_part_of_a_sharded_model(said: str, is_derived: bool) -> None:
+    recorded = Recorded()
+    for step in range(4):
+        norms = {f"train/gradients/{block}": 10.0**number for number, block in enumerate("abc")}
+        recorded.log({**norms, "train/loss_nats": 1.0}, step=step, epoch=0.0, reductions=(said, said, said, ""))
+    recorded.event("epoch_end", epoch=0)
+    found, _ = analysed(recorded, load())
+    assert ("train/flow/slope" in found) == is_derived
+    assert "train/loss_bits" in found  # of the same record; each rank's own loss is whole
+    restarted = after_restart(recorded, 2)
+    assert ("train/flow/slope" in restarted) == is_derived
+
+
 def test_a_tag_in_several_key_sets_is_one_series() -> None:
     recorded = Recorded()
     for step in range(40):

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sidestep_collector.analyse.protocol import Analyser, is_pattern, matcher
+from sidestep_collector.blocks import KeySet
 from sidestep_schemas import catalog
+from sidestep_schemas.reductions import is_of_part
 
 _PLANS_KEPT = 4096
 
@@ -38,21 +40,26 @@ class Planner:
         self._analysers = analysers
         self._readers = [_Reader(analyser) for analyser in analysers]
         self._gives = matcher(tag for analyser in analysers for tag in analyser.gives)
-        self._plans: dict[tuple[str, ...], Plan | None] = {}
+        self._plans: dict[tuple[tuple[str, ...], tuple[str, ...]], Plan | None] = {}
 
-    def plan(self, names: tuple[str, ...]) -> Plan | None:
-        """The plan for a key set; None where nobody reads of it."""
-        if names not in self._plans:
+    def plan(self, key_set: KeySet) -> Plan | None:
+        """The plan for a key set; None where nobody reads of it.
+
+        What a rank of a sharded model says of its part is read by nobody: of the whole it tells something else.
+        """
+        key = key_set.names, key_set.reductions
+        if key not in self._plans:
             if len(self._plans) >= _PLANS_KEPT:
                 self._plans.clear()
-            self._plans[names] = self._made(names)
-        return self._plans[names]
+            self._plans[key] = self._made(*key)
+        return self._plans[key]
 
-    def _made(self, names: tuple[str, ...]) -> Plan | None:
+    def _made(self, names: tuple[str, ...], said: tuple[str, ...]) -> Plan | None:
+        partial = {name for name, one in zip(names, said, strict=False) if is_of_part(one)}
         readers = [
             (number, tags)
             for number, reader in enumerate(self._readers)
-            if (tags := tuple(name for name in names if reader.reads(name)))
+            if (tags := tuple(name for name in names if name not in partial and reader.reads(name)))
         ]
         own = tuple(name for name in names if self._gives is not None and self._gives.fullmatch(name))
         if not readers and not own:

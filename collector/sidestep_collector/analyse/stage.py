@@ -53,7 +53,7 @@ class Analysis:
             state = states.get(block.stream.key) or self._state(block.stream)
             number = block.key_set.id
             if number not in state.plans:
-                state.declare(number, self._planner.plan(block.key_set.names))
+                state.declare(number, self._planner.plan(block.key_set))
             plan = state.plans[number]
             if plan is not None:
                 state.add(block, plan)
@@ -83,7 +83,7 @@ class Analysis:
         """Tags of a stream's key sets whose past is needed after a restart, and how many values of each."""
         found: dict[str, int] = {}
         for key_set in key_sets:
-            plan = self._planner.plan(key_set.names)
+            plan = self._planner.plan(key_set)
             for tag in plan.names if plan is not None else ():
                 found[tag] = max(plan.memory if plan is not None else 0, found.get(tag, 0))
         return found
@@ -110,12 +110,12 @@ class Analysis:
         """
         state = self._state(stream)
         for key_set in sorted(key_sets, key=lambda key_set: key_set.id):
-            plan = self._planner.plan(key_set.names)
+            plan = self._planner.plan(key_set)
             state.declare(key_set.id, plan)
             if plan is not None:
                 state.own.update(dict.fromkeys(plan.own, 0))
         for block, count in tails:
-            plan = self._planner.plan(block.key_set.names)
+            plan = self._planner.plan(block.key_set)
             if plan is not None and plan.columns:
                 state.remember(block, plan, count)
         for item in items:
