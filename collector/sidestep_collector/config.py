@@ -33,6 +33,8 @@ class Config(BaseModel):
     flush_points: int = Field(default=100_000, ge=1, description="commit earlier when so many points wait")
     pending_bytes: int = Field(default=64 << 20, ge=1 << 20, description="beyond it nothing more is read")
     idle_exit: float | None = Field(default=None, gt=0, description="end after so many seconds without a stream")
+    silent_seconds: float = Field(default=60.0, gt=0, description="a stream is looked after when so long silent")
+    hang_seconds: float = Field(default=60.0, gt=0, description="no pause between steps that is shorter is a hang")
     take_leftovers: bool = Field(default=True, description="ship journals that dead processes left on this host")
     log_format: str = Field(default="text", pattern="^(text|json)$", description="text or json")
     analysers: tuple[str, ...] = Field(

@@ -104,6 +104,7 @@ def status(pipeline: Pipeline) -> dict[str, Any]:
                 "lag": state.received - state.committed,
                 "lost": state.lost,
                 "ended": state.ended,
+                "state": "ended" if state.ended else pipeline.vigil.word(state.stream.key),
                 "seen_seconds_ago": round(now - state.seen, 3),
             }
             for state in pipeline.registry.states()

@@ -17,7 +17,7 @@ from sidestep_collector.quarantine import Quarantine
 from sidestep_collector.receive import Registry, Sockets, StreamState
 from sidestep_collector.telemetry import Counters
 from sidestep_schemas.errors import VersionError, WireError
-from sidestep_schemas.wire import FRAME_GAP, RECORD_PREFIX
+from sidestep_schemas.wire import FRAME_ALIVE, FRAME_GAP, RECORD_PREFIX
 
 log: Any = structlog.get_logger()
 
@@ -83,11 +83,23 @@ class Intake:
         except (WireError, VersionError) as error:
             self._reject(data, error)
             return
+        if frame.kind == FRAME_ALIVE:
+            self._hear(frame)
+            return
         state = self._registry.get(frame.stream) or self._meet(frame)
         if state is None:
             return
         state.seen = self.heard_at
         self._accept(state, frame)
+
+    def _hear(self, frame: Frame) -> None:
+        """A process lives that has nothing to send; one that is not known here has lost its beginning on the way."""
+        self._counters.heartbeats += 1
+        state = self._registry.get(frame.stream)
+        if state is None:
+            self._sockets.acknowledge(frame.stream, 0, 0, rewind=True)
+            return
+        state.seen = self.heard_at
 
     def _accept(self, state: StreamState, frame: Frame) -> None:
         following = frame.first_seq + frame.count

@@ -30,6 +30,7 @@ from sidestep_collector.config import Config
 from sidestep_collector.decode import Decoder
 from sidestep_collector.intake import Intake
 from sidestep_collector.latents import LATENT_HISTOGRAM
+from sidestep_collector.liveness import RUNNING, Vigil
 from sidestep_collector.notify import Notifier, message
 from sidestep_collector.profiles import Choices, SecondNames
 from sidestep_collector.quarantine import Quarantine
@@ -81,6 +82,7 @@ class Pipeline:
         self._decoder = Decoder()
         self._intake = Intake(sockets, self.registry, self._decoder, Quarantine(root / "quarantine"), self.counters)
         self._analysis = Analysis(load(config.analysers), self.counters)
+        self.vigil = Vigil(config.silent_seconds, config.hang_seconds, self.live.latest)
         self._epochs = EpochAggregator()
         self._wishes = Wishes()
         self._periods = PeriodAggregator(lambda run: self._wishes.of(run).every_n_epochs)
@@ -126,7 +128,8 @@ class Pipeline:
         return self._batch.nbytes + self._decoder.nbytes + sealed + self.committer.pending_bytes
 
     def _turn(self) -> None:
-        arrivals = self._sockets.wait(self._patience(), read=self.pending_bytes() < self._config.pending_bytes)
+        is_reading = self.pending_bytes() < self._config.pending_bytes
+        arrivals = self._sockets.wait(self._patience(), read=is_reading)
         for key in arrivals.greetings:
             self._intake.greet(key)
         for route, question in arrivals.questions:
@@ -134,6 +137,7 @@ class Pipeline:
         if arrivals.has_frames:
             self._intake.read()
             self._aggregate()
+        self._look_after(is_reading=is_reading)
         self._settle()
         if self._is_due():
             self._seal()
@@ -152,13 +156,14 @@ class Pipeline:
         self._wishes.note(decoded.items)
         self._analysis.add(decoded.blocks, decoded.items)
         self._carry(decoded.blocks, decoded.items)
+        self.vigil.add(decoded.blocks, decoded.items)
         for stream, key_set in decoded.key_sets:
             self._second_names.declare(stream, [key_set])
         self._rename(decoded.blocks)
         self.counters.scalars += sum(block.values.size for block in decoded.blocks)
         for item in decoded.items:
             if isinstance(item, Event) and item.event == "end":
-                self._end(item.at.stream)
+                self._end(item)
         self._batch.key_sets += decoded.key_sets
         for stream, key_set in decoded.key_sets:
             self._batch.metrics |= self._choices.declared(stream.run, key_set.names)
@@ -199,10 +204,25 @@ class Pipeline:
         self._batch.blocks += blocks
         self._batch.items += items
 
-    def _end(self, stream: Stream) -> None:
-        state = self.registry.get(stream.key)
+    def _look_after(self, *, is_reading: bool) -> None:
+        """Streams that fell silent, hang, or are back."""
+        news = self.vigil.look(self.registry.states(), is_reading=is_reading)
+        if news is None:
+            return
+        for stream, state in news.states:
+            self._store.set_state(stream, state)
+            if state != RUNNING:
+                self._epochs.end(stream)
+        self._batch.items += news.events
+        self._urgent = True
+
+    def _end(self, end: Event) -> None:
+        state = self.registry.get(end.at.stream.key)
         if state is not None:
             state.ended = True
+        post_mortem = self.vigil.end(end)
+        if post_mortem is not None:
+            self._batch.items.append(post_mortem)
         self._urgent = True  # somebody waits in finish()
 
     def _feed(self, block: ScalarBlock) -> None:
@@ -234,7 +254,8 @@ class Pipeline:
         """Whether what is gathered makes a batch: a large one at once, a small one when the committer is free."""
         if self._batch.nbytes >= _BATCH_BYTES:
             return True
-        if not self._intake.touched or self.committer.pending_bytes or self._sealed:
+        has_news = self._intake.touched or self._batch.items
+        if not has_news or self.committer.pending_bytes or self._sealed:
             return False
         waited = time.monotonic() - self._flushed_at
         return self._urgent or self._points >= self._config.flush_points or waited >= self._config.flush_seconds
@@ -295,7 +316,7 @@ class Pipeline:
         while self._sockets.wait(0, read=True).has_frames and self.pending_bytes() < self._config.pending_bytes:
             self._intake.read()
             self._aggregate()
-        if self._intake.touched:
+        if self._intake.touched or self._batch.items:
             self._seal()
         while self._sealed and not self.committer.failing:  # else the disk takes nothing; the journals have it all
             self._hand_over()
@@ -317,6 +338,7 @@ class Pipeline:
                 self._decoder.restore(known.stream, known.key_sets)
                 going_on[known.stream] = known.key_sets
         runs = self._store.runs()
+        causes = {known.stream: known.cause for known in self._store.known()}
         tails = read_tails(root, going_on)
         self._wishes.note(event for tail in tails for event in tail.events)
         self._lines.note(event for tail in tails for event in tail.events)
@@ -334,6 +356,10 @@ class Pipeline:
         self._rules.restore([event for tail in tails for event in tail.events], self._store.findings(uids))
         for stream, key_sets in going_on.items():
             self._second_names.declare(stream, key_sets)
+        starts = {event.at.stream: event for tail in tails for event in tail.events if event.event == "start"}
+        for stream in going_on:
+            if (state := self.registry.get(stream.key)) is not None:
+                self.vigil.restore(state, causes[stream], starts.get(stream))
         self._restore_analysis(root, going_on, tails)
 
     def _restore_analysis(self, root: Path, going_on: dict[Stream, tuple[KeySet, ...]], tails: list[RunTail]) -> None:

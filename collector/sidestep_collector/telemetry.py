@@ -23,6 +23,7 @@ class Counters:
     duplicate_records: int = 0
     lost_records: int = 0
     rewinds_asked: int = 0
+    heartbeats: int = 0
     commits: int = 0
     failed_commits: int = 0
     sink_failures: int = 0

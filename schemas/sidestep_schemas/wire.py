@@ -27,7 +27,8 @@ All others begin `[kind, seq, t_ns, step, epoch, ...]`:
 
 Frame (one ZeroMQ message on PUSH): `[version, frame_kind, run, rank, attempt, stream, first_seq, count,
 body, crc32(body)]`. Of a records frame the body is a range of the journal, byte for byte (CRC fields
-included); of a gap frame it is the reason as UTF-8. The first six fields keep their place in every version.
+included); of a gap frame it is the reason as UTF-8. A frame of kind alive has no records (count 0) and no body: the
+process lives and had nothing to send for a while. The first six fields keep their place in every version.
 
 Acknowledgement (one message on PUB): topic `b"w" + stream`, then `[version, boot, watermark, received,
 rewind, message]`. The watermark is the count of records committed: all with seq < watermark are safe.
@@ -92,6 +93,7 @@ SCALARS_VALUES_OFFSET: Final = 56
 
 FRAME_RECORDS: Final = 0
 FRAME_GAP: Final = 1
+FRAME_ALIVE: Final = 2
 RANGE_BYTES: Final = 256 * 1024
 FRAME_BYTES_MAX: Final = SEGMENT_BYTES_MAX + 4096
 

@@ -182,6 +182,7 @@ class Place:
         assert self.rows("select * from gaps where run = ?", run) == []
         union = " union all ".join(
             f"select run, rank, attempt, seq from {table}"
+            + (" where event not in ('post_mortem', 'hang', 'hang_over', 'heard_again')" if table == "events" else "")
             + (
                 f" where not regexp_matches(name, '{DERIVED_ITEMS}')"
                 if table in {"texts", "histograms", "images"}

@@ -22,12 +22,14 @@ import zmq
 from sidestep.encode import packed
 from sidestep.records import Identity, Shipment
 from sidestep_schemas.layout import endpoints
-from sidestep_schemas.wire import ACK_TOPIC, FRAME_BYTES_MAX, FRAME_GAP, FRAME_RECORDS, WIRE_VERSION
+from sidestep_schemas.wire import ACK_TOPIC, FRAME_ALIVE, FRAME_BYTES_MAX, FRAME_GAP, FRAME_RECORDS, WIRE_VERSION
 
 logger = logging.getLogger("sidestep")
 
 #: Waking for every step costs three times more than waking on a timer.
 TICK_SECONDS = 0.02
+#: Where nothing was sent for so long, a frame without records says that the process lives (decision 9).
+ALIVE_SECONDS = 5.0
 #: What one wake-up ships at most, so that acknowledgements and segments get their turn.
 _SHIPMENTS_PER_TICK = 64
 _STALL_SECONDS = (5.0, 60.0)
@@ -104,7 +106,7 @@ class Pusher:
         self._resend = 0  # index in _unacked of what is sent next; its length when nothing is to be resent
         self._boot = b""
         self._said = ""
-        self._stalled_at = time.monotonic()
+        self._stalled_at = self._sent_at = time.monotonic()
         self._stall_seconds = _STALL_SECONDS[0]
         self._thread = threading.Thread(target=self._work, name="sidestep-drain", daemon=True)
 
@@ -158,6 +160,7 @@ class Pusher:
         if not self.delivery.refused:
             self._ship(sockets)
             self._watch_for_stall()
+            self._show_life(sockets)
 
     def _ship(self, sockets: _Sockets) -> None:
         sent = 0
@@ -183,7 +186,13 @@ class Pusher:
                 self.journal.wanted.set()
                 return
 
+    def _show_life(self, sockets: _Sockets) -> None:
+        now = time.monotonic()
+        if self.journal.is_growing and now - self._sent_at >= ALIVE_SECONDS and sockets.alive(self.delivery.shipped):
+            self._sent_at = now
+
     def _note_sent(self, shipment: Shipment) -> None:
+        self._sent_at = time.monotonic()
         self._resend += 1
         if shipment.next_seq > self.delivery.shipped:
             self.delivery.shipped = shipment.next_seq
@@ -272,9 +281,14 @@ class _Sockets:
         segment = shipment.segment
         kind = FRAME_GAP if segment is None else FRAME_RECORDS
         body = shipment.reason.encode() if segment is None else bytes(segment.view[shipment.start : shipment.stop])
-        frame = packed(
-            WIRE_VERSION, kind, *self._envelope, shipment.first_seq, shipment.records, body, zlib.crc32(body)
-        )
+        return self._push_frame(kind, shipment.first_seq, shipment.records, body)
+
+    def alive(self, seq: int) -> bool:
+        """Hand a sign of life to the socket; False when it takes none now."""
+        return self._push_frame(FRAME_ALIVE, seq, 0, b"")
+
+    def _push_frame(self, kind: int, first_seq: int, records: int, body: bytes) -> bool:
+        frame = packed(WIRE_VERSION, kind, *self._envelope, first_seq, records, body, zlib.crc32(body))
         try:
             self._push.send(frame, zmq.NOBLOCK, copy=False)
         except zmq.Again:

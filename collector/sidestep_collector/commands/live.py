@@ -39,7 +39,7 @@ def status(folder: str | None, collector: str | None, *, as_document: bool) -> N
     if document["failing"]:
         click.echo(f"COMMITS FAIL, nothing is acknowledged: {document['failing']}", err=True)
     for stream in document["streams"]:
-        state = "ended" if stream["ended"] else f"seen {stream['seen_seconds_ago']:.1f} s ago"
+        state = "ended" if stream["ended"] else f"{stream['state']}, seen {stream['seen_seconds_ago']:.1f} s ago"
         click.echo(
             f"  {stream['project']}/{stream['run']} rank {stream['rank']} attempt {stream['attempt']}: "
             f"{stream['committed']:,} stored, lag {stream['lag']:,}, lost {stream['lost']:,}, {state}"

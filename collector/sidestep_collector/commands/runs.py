@@ -11,6 +11,7 @@ import duckdb
 
 from sidestep_collector.commands.table import as_json, as_text
 from sidestep_collector.profiles import suggested
+from sidestep_collector.query.ending import endings
 from sidestep_collector.query.naming import resolve
 from sidestep_collector.store import connect
 from sidestep_schemas.layout import data_dir
@@ -71,11 +72,12 @@ def show(run: str, folder: str | None, as_document: bool) -> None:
         identity = dict(zip(columns, rows[0], strict=True))
         asked = {"findings": _FINDINGS, "attempts": _ATTEMPTS, "gaps": _GAPS, "metrics": _LAST, "epochs": _EPOCHS}
         parts = {name: _ask(connection, query, found) for name, query in asked.items()}
+        ended = endings(connection, found)
         parts["files"] = _ask(connection, _FILES, f"/{found}/")
     fitting = [] if identity["profile"] else suggested(row[0] for row in parts["metrics"][1])
     if as_document:
         lists = {name: [dict(zip(head, row, strict=True)) for row in body] for name, (head, body) in parts.items()}
-        click.echo(as_json({**identity, "suggested_profiles": fitting, **lists}))
+        click.echo(as_json({**identity, "suggested_profiles": fitting, "endings": ended, **lists}))
         return
     width = max(map(len, identity))
     for name, value in identity.items():
@@ -83,6 +85,9 @@ def show(run: str, folder: str | None, as_document: bool) -> None:
             click.echo(f"{name:<{width}}  {value}")
     if fitting:
         click.echo(f"{'profile':<{width}}  none; fitting: {', '.join(fitting)}: sidestep.init(profile={fitting[0]!r})")
+    for ending in ended:
+        click.echo(f"\n{ending['wall_time']:%Y-%m-%d %H:%M:%S}  rank {ending['rank']} attempt {ending['attempt']}")
+        click.echo("\n".join(f"    {line}" for line in ending["said"]))
     for name, (head, body) in parts.items():
         if body:
             click.echo(f"\n{name}\n{as_text(head, body)}")

@@ -14,7 +14,7 @@ from msgspec import Meta
 
 from sidestep_collector.decode.errors import NewerVersionError
 from sidestep_schemas.errors import WireError
-from sidestep_schemas.wire import FRAME_BYTES_MAX, FRAME_GAP, FRAME_RECORDS, WIRE_VERSION
+from sidestep_schemas.wire import FRAME_ALIVE, FRAME_BYTES_MAX, FRAME_RECORDS, WIRE_VERSION
 
 Version = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 RunUid = Annotated[bytes, Meta(min_length=16, max_length=16)]
@@ -24,23 +24,23 @@ Unsigned32 = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 Unsigned31 = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 #: seq and count stay below 2**62, so their sum is an int64.
 FirstSeq = Annotated[int, Meta(ge=0, le=2**62)]
-Count = Annotated[int, Meta(ge=1, le=2**62)]
+Count = Annotated[int, Meta(ge=0, le=2**62)]
 
 
 class Frame(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """A frame of this version.
 
     Attributes:
-        kind: `FRAME_RECORDS` or `FRAME_GAP`.
+        kind: `FRAME_RECORDS`, `FRAME_GAP` or `FRAME_ALIVE`.
         run: 16 bytes.
         stream: 8 bytes, unique to the start of a process.
         first_seq: seq of the first record of the body, or of the first record that is lost.
-        count: records in the body, or records lost.
+        count: records in the body, or records lost; at least one, except in a sign of life.
         body: the range of the journal, or the reason as UTF-8; a view into the message, not a copy.
     """
 
     version: Version
-    kind: Annotated[int, Meta(ge=FRAME_RECORDS, le=FRAME_GAP)]
+    kind: Annotated[int, Meta(ge=FRAME_RECORDS, le=FRAME_ALIVE)]
     run: RunUid
     rank: Unsigned31
     attempt: Unsigned31
@@ -88,6 +88,8 @@ def decode_frame(data: bytes | memoryview) -> Frame:
         raise WireError(f"no frame: {failure}") from None
     if frame.version > WIRE_VERSION:
         _refuse_newer(data)
+    if (frame.count == 0) != (frame.kind == FRAME_ALIVE):
+        raise WireError(f"no frame: kind {frame.kind} with {frame.count} records")
     if zlib.crc32(frame.body) != frame.crc:
         raise WireError(
             f"damaged frame: {len(frame.body)} bytes of body from rank {frame.rank} of run {frame.run.hex()} "

@@ -45,11 +45,18 @@ def enter(draft: Draft, batch: Batch, marks: Mapping[bytes, tuple[Stream, str]],
     _enter_records(draft, batch)
     _enter_delivery(draft, batch, now_us)
     for stream, cause in marks.values():
-        attempt = _attempt(draft, stream)
-        if attempt["cause"] is None:
-            draft.put("attempts", attempt | {"cause": cause, "ended": now_us})
+        _mark(draft, stream, cause, now_us)
     for run in {stream.run for stream in streams}:
         _settle(draft, run)
+
+
+def _mark(draft: Draft, stream: Stream, cause: str, now_us: int) -> None:
+    attempt = _attempt(draft, stream)
+    if cause == RUNNING:
+        if attempt["cause"] == "lost":
+            draft.put("attempts", attempt | {"cause": None, "ended": None})
+    elif attempt["cause"] is None:
+        draft.put("attempts", attempt | {"cause": cause, "ended": now_us})
 
 
 def _revive(draft: Draft, progress: Progress) -> None:

@@ -61,6 +61,7 @@ class Ledger:
                 row["lost"],
                 row["ended"],
                 tuple(self._key_sets(row["stream"])),
+                self.tables["attempts"][runs[row["run_uid"]]["run"], row["attempt"], row["rank"]]["cause"],
             )
             for row in self.tables["ingest"].values()
         ]

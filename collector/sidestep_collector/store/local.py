@@ -116,12 +116,12 @@ class Store:
         return [_epoch_rows(streams[key[:2]], key[2], groups[key]) for key in sorted(groups) if key[:2] in streams]
 
     def set_state(self, stream: Stream, cause: str) -> None:
-        """Say that a stream ended without a word: "killed" or "lost". Takes effect with the next commit.
+        """Say that a stream ended without a word: "killed" or "lost"; or of a lost one that it is "running" after all.
 
-        A stream that said its own end keeps it; one that was lost and speaks again runs again.
+        Takes effect with the next commit, and waits for none. A stream that said its own end keeps it; one that was
+        lost and sends records again runs again.
         """
-        with self._lock:
-            self._marks[stream.key] = (stream, cause)
+        self._marks[stream.key] = (stream, cause)
 
     def commit(self, batch: Batch, files: Mapping[str, int]) -> None:
         """Store a batch and the watermarks it leads to, wholly or not at all.
@@ -138,7 +138,8 @@ class Store:
                 raise StoreWriteError(f"{self._folder}: the store is closed")
             now_us = self._now_us()
             draft = Draft(self._ledger)
-            account.enter(draft, batch, self._marks, now_us)
+            marks = dict(self._marks)
+            account.enter(draft, batch, marks, now_us)
             for path, length in files.items():
                 draft.put("files", {"path": path, "bytes": length})
             try:
@@ -148,7 +149,9 @@ class Store:
                 raise self._failed(error) from error
             draft.add_parts(parts, now_us)
             self._publish(draft, now_us, written=[self._folder / part.part for part in parts])
-            self._marks.clear()
+            for key, mark in marks.items():
+                if self._marks.get(key) is mark:  # else it was marked anew meanwhile
+                    del self._marks[key]
 
     def compact(self) -> bool:
         """Take one step of tidying: remove parts whose time is over, merge parts of a level into one.

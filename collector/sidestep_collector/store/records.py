@@ -16,13 +16,17 @@ Key = tuple[KeyPart, ...]
 
 @dataclass(frozen=True, slots=True)
 class KnownStream:
-    """A stream as of the last commit: where a trainer may go on, and what its key sets mean."""
+    """A stream as of the last commit: where a trainer may go on, and what its key sets mean.
+
+    `cause` is "lost" or "killed" where it was found so; None where it goes on.
+    """
 
     stream: Stream
     watermark: int
     lost: int
     ended: bool
     key_sets: tuple[KeySet, ...]
+    cause: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
