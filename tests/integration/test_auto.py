@@ -299,6 +299,49 @@ def test_a_script_is_captured_as_a_module(place: Place) -> None:
     assert len(ran.values("train/loss_total")) == 12
 
 
+def test_what_lightning_tries_out_before_a_fit_is_no_validation(place: Place) -> None:
+    text = """
+    import warnings
+    warnings.simplefilter("ignore")
+    import lightning.pytorch as lightning
+    import torch
+    from torch.nn import functional as F
+    from torch.utils.data import DataLoader, TensorDataset
+
+    class Net(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(4, 3)
+            self.losses = []
+
+        def training_step(self, batch, _):
+            return F.cross_entropy(self.layer(batch[0]), batch[1])
+
+        def validation_step(self, batch, _):
+            self.losses.append(F.cross_entropy(self.layer(batch[0]), batch[1]))
+
+        def on_validation_epoch_end(self):
+            print("sane" if self.trainer.sanity_checking else "val", torch.stack(self.losses).mean().item())
+            self.losses.clear()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    torch.manual_seed(0)
+    x = torch.randn(32, 4)
+    data = TensorDataset(x, x[:, :3].argmax(1))
+    quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+    trainer = lightning.Trainer(max_epochs=2, accelerator="cpu", num_sanity_val_steps=2, **quiet)
+    trainer.fit(Net(), DataLoader(data, 8), DataLoader(data, 16))
+    """
+    ran = captured(place, *written(place, text))
+    assert ran.code == 0, ran.errors
+    assert len(ran.said["sane"]) == 1
+    assert len(ran.said["val"]) == 2
+    assert ran.values("val/loss_total") == pytest.approx(ran.said["val"], **CLOSE)
+    assert ran.values("val/num_batches") == [2, 2]
+
+
 def test_several_networks_and_optimizers_are_one_run(place: Place) -> None:
     text = """
     import torch

@@ -57,7 +57,9 @@ class Capture:
         faults = self.faults = Faults()
         self._losses = Losses(faults, self._is_on)
         self._loaders = Loaders(faults, self._is_on, self._end_pass)
-        self._predictions = Predictions(faults, self._is_on, self._is_sampled, self._is_training, self._loaders)
+        self._predictions = Predictions(
+            faults, self._is_on, self._is_sampled, self._is_training, lambda: self.steps > 0, self._loaders
+        )
         self._clipping = Clipping(faults, self._is_on)
         self._scaling = Scaling(faults, lambda: self.run is not None, lambda: self.steps, self._drop)
         self._updates = Updates(faults, lambda: self.is_on and self._losses.is_waiting, lambda: self.steps > 0)

@@ -14,7 +14,8 @@ Where a validation calls several loss functions, each has its own `<split>/loss_
 
 Of large batches a part is looked at: every n-th row, so that at most 2^20 logits are read in training and 2^22 in
 validation. A loss that a script computes without one of these functions is not seen here; neither is what runs
-inside of `torch.compile`, nor a call without gradients in the middle of a pass over the training data.
+inside of `torch.compile`, nor a call without gradients in the middle of a pass over the training data. What Lightning
+tries out before a fit (its sanity check) is no validation.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ _SPLIT_WORDS: Final = {
     "dev": "val", "test": "test",
 }  # fmt: skip
 _FRAMES: Final = 12
+#: The function that calls Lightning's validation of a few batches before the first step.
+_SANITY_CHECK: Final = "_run_sanity_check"
 
 
 class Call(NamedTuple):
@@ -94,21 +97,24 @@ class Predictions:
         is_on: whether capture is.
         is_sampled: whether the step that is under way is sampled.
         is_training: whether the model is in training mode, where that is known.
+        has_begun: whether an optimizer has stepped.
         loaders: which pass a batch came from.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - all that it asks of a capture
         self,
         faults: Faults,
         is_on: Callable[[], bool],
         is_sampled: Callable[[], bool],
         is_training: Callable[[], bool],
+        has_begun: Callable[[], bool],
         loaders: Loaders,
     ) -> None:
         self._faults = faults
         self._is_on = is_on
         self._is_sampled = is_sampled
         self._is_training = is_training
+        self._has_begun = has_begun
         self._loaders = loaders
         self._is_inside = False
         self._train: list[Sums] = []
@@ -176,7 +182,7 @@ class Predictions:
                     self._train.append(_measured(call, _TRAIN_ELEMENTS))
             return
         split = self._split()
-        if split is not None:
+        if split is not None and (self._has_begun() or not _is_sanity_check()):
             key = (split, name)
             sums = _measured(call, _VAL_ELEMENTS)
             self._val[key] = _added(self._val[key], sums) if key in self._val else sums
@@ -329,6 +335,15 @@ def _as_tensor(sums: Sums, other: Sums) -> Tensor:
     if isinstance(sums, Tensor):
         return sums
     return torch.tensor(sums, device=other.device if isinstance(other, Tensor) else None)
+
+
+def _is_sanity_check() -> bool:
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code.co_name == _SANITY_CHECK:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _named_split() -> str | None:
