@@ -35,6 +35,10 @@ class Config(BaseModel):
     idle_exit: float | None = Field(default=None, gt=0, description="end after so many seconds without a stream")
     silent_seconds: float = Field(default=60.0, gt=0, description="a stream is looked after when so long silent")
     hang_seconds: float = Field(default=60.0, gt=0, description="no pause between steps that is shorter is a hang")
+    metrics_port: int | None = Field(
+        default=None, ge=0, le=65535, description="port of /healthz, /readyz and /metrics over HTTP; 0 takes a free one"
+    )
+    metrics_host: str = Field(default="127.0.0.1", description="address of that port")
     take_leftovers: bool = Field(default=True, description="ship journals that dead processes left on this host")
     log_format: str = Field(default="text", pattern="^(text|json)$", description="text or json")
     analysers: tuple[str, ...] = Field(

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 import uuid
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +19,9 @@ from sidestep_collector.leftovers import LeftoverWatch
 from sidestep_collector.logs import configure
 from sidestep_collector.pipeline import Pipeline
 from sidestep_collector.receive import Sockets
+from sidestep_collector.serve import Endpoint
 from sidestep_collector.store import Store
+from sidestep_collector.telemetry import disk_free_bytes, journal_bytes, not_ready
 from sidestep_schemas.errors import FolderError
 
 log: Any = structlog.get_logger()
@@ -56,7 +59,7 @@ def _serve(root: Path, config: Config, store: Store, asked_to_end: list[int]) ->
     boot = uuid.uuid4()
     address = config.address(root)
     sockets = Sockets(address, boot.bytes, insecure=config.insecure)
-    identity = {
+    identity: dict[str, Any] = {
         "pid": os.getpid(),
         "address": address,
         "dir": str(root),
@@ -68,19 +71,24 @@ def _serve(root: Path, config: Config, store: Store, asked_to_end: list[int]) ->
 
     def answer(question: dict[str, Any]) -> Any:
         if question.get("ask") == "status" and pipeline is not None:
-            return identity | status(pipeline)
+            return identity | status(pipeline, root)
         return {"error": f"unknown question {question.get('ask')!r}; known: status"}
 
     pipeline = Pipeline(root, config, store, sockets, answer)
     watch = LeftoverWatch(root, address) if config.take_leftovers else None
     announcement = root / ANNOUNCEMENT
+    endpoint: Endpoint | None = None
     try:
+        endpoint = _endpoint(config, lambda: identity | status(pipeline, root))
+        identity["metrics"] = endpoint.url if endpoint is not None else ""
         _announce(announcement, identity)
         log.info("listening", address=address, dir=str(root), pid=os.getpid())
         if watch is not None:
             watch.start()
         pipeline.run(until=lambda: bool(asked_to_end) or _is_idle(pipeline, watch, config))
     finally:
+        if endpoint is not None:
+            endpoint.close()
         if watch is not None:
             watch.close()
         announcement.unlink(missing_ok=True)
@@ -88,10 +96,19 @@ def _serve(root: Path, config: Config, store: Store, asked_to_end: list[int]) ->
         log.info("ended", commits=pipeline.counters.commits, records=pipeline.counters.records)
 
 
-def status(pipeline: Pipeline) -> dict[str, Any]:
-    """What `sidestep status --json` tells: streams with their lag, totals, commit times."""
+def _endpoint(config: Config, document: Callable[[], dict[str, Any]]) -> Endpoint | None:
+    if config.metrics_port is None:
+        return None
+    endpoint = Endpoint(config.metrics_host, config.metrics_port, document, insecure=config.insecure)
+    endpoint.start()
+    log.info("serving /healthz, /readyz and /metrics", url=endpoint.url)
+    return endpoint
+
+
+def status(pipeline: Pipeline, root: Path) -> dict[str, Any]:
+    """What `sidestep status --json` tells: streams with their lag, totals, commit times. Asked by several threads."""
     now = time.monotonic()
-    return {
+    document: dict[str, Any] = {
         "streams": [
             {
                 "run": state.stream.run,
@@ -107,14 +124,20 @@ def status(pipeline: Pipeline) -> dict[str, Any]:
                 "state": "ended" if state.ended else pipeline.vigil.word(state.stream.key),
                 "seen_seconds_ago": round(now - state.seen, 3),
             }
-            for state in pipeline.registry.states()
+            for state in list(pipeline.registry.states())
         ],
         "counters": pipeline.counters.as_dict(),
         "commit": pipeline.committer.times.as_dict(),
         "pending_bytes": pipeline.pending_bytes(),
         "failing": pipeline.committer.failing,
         "webhook": pipeline.notifier.as_dict(),
+        "reading": pipeline.is_reading,
+        "turned_seconds_ago": round(now - pipeline.turned_at, 3),
+        "journal_bytes": journal_bytes(root),
+        "disk_free_bytes": disk_free_bytes(root),
+        "now": time.time(),
     }
+    return document | {"not_ready": not_ready(document)}
 
 
 def _is_idle(pipeline: Pipeline, watch: LeftoverWatch | None, config: Config) -> bool:

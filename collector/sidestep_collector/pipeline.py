@@ -103,7 +103,7 @@ class Pipeline:
         self._points = 0
         self._urgent = False
         self._ended: dict[str, None] = {}
-        self._flushed_at = time.monotonic()
+        self._flushed_at = self.turned_at = time.monotonic()
         self._restore(root)
 
     def run(self, *, until: Callable[[], bool]) -> None:
@@ -124,11 +124,17 @@ class Pipeline:
 
     def pending_bytes(self) -> int:
         """Bytes that are received and not committed."""
-        sealed = sum(batch.nbytes for batch in self._sealed)
+        sealed = sum(batch.nbytes for batch in tuple(self._sealed))  # another thread may ask
         return self._batch.nbytes + self._decoder.nbytes + sealed + self.committer.pending_bytes
 
+    @property
+    def is_reading(self) -> bool:
+        """Whether there is room for more; else what trainers send stays in their journals."""
+        return self.pending_bytes() < self._config.pending_bytes
+
     def _turn(self) -> None:
-        is_reading = self.pending_bytes() < self._config.pending_bytes
+        self.turned_at = time.monotonic()
+        is_reading = self.is_reading
         arrivals = self._sockets.wait(self._patience(), read=is_reading)
         for key in arrivals.greetings:
             self._intake.greet(key)

@@ -36,6 +36,13 @@ def status(folder: str | None, collector: str | None, *, as_document: bool) -> N
         f"(p50 {document['commit']['p50_ms']} ms); rejected frames {counters['rejected_frames']}, "
         f"lost records {counters['lost_records']}"
     )
+    free = document["disk_free_bytes"]
+    click.echo(
+        f"{document['pending_bytes'] / 1e6:.1f} MB wait for a commit, {document['journal_bytes'] / 1e6:.1f} MB of "
+        f"journals on its host, {'?' if free is None else f'{free / 1e9:.1f}'} GB left on its disk"
+    )
+    for reason in document["not_ready"]:
+        click.echo(f"NOT READY: {reason}", err=True)
     if document["failing"]:
         click.echo(f"COMMITS FAIL, nothing is acknowledged: {document['failing']}", err=True)
     for stream in document["streams"]:
