@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from support.journal_reader import read_records, read_scalars
+from support.journal_reader import read_records, read_scalars, read_tags
 from support.watched import offline, small_net, take_step
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -18,6 +18,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import sidestep
 from sidestep.probes import Placed, sample
+from sidestep.probes.effectiveness import TAGS as EFFECTIVENESS
 from sidestep.probes.gradients import measure
 from sidestep.probes.sharding import Sharding, is_partial, replicated
 from sidestep_schemas import catalog
@@ -111,6 +112,40 @@ def test_reductions_of_a_sharded_model_are_those_of_the_catalogue(mesh: DeviceMe
     tags = ("train/gradients/head", "train/updates/layer_1", "train/gradients/zero_share", "train/lr", "mine")
     weights = ("l2", "rms:train/update_weights/layer_1", "mean:train/gradient/elements", "", "")
     assert sharding.reductions(tags) == weights
+
+
+class Sharded(nn.Module):
+    """A matrix of which this rank has half, and one that every rank has whole."""
+
+    def __init__(self, mesh: DeviceMesh) -> None:
+        super().__init__()
+        self.part = placed(mesh, Replicate(), Shard(0), local=torch.eye(3))
+        self.whole = placed(mesh, Replicate(), Replicate(), local=torch.eye(4))
+
+
+@pytest.mark.filterwarnings("ignore::sidestep.errors.SidestepWarning")
+def test_what_a_part_cannot_tell_of_the_whole_is_said_once_and_left_out(
+    mesh: DeviceMesh, offline: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SIDESTEP_STRICT", "0")
+    model = Sharded(mesh)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5, foreach=False)
+    probes = {"effectiveness": 1, "weights": {"every": 1, "stable_rank": True}}
+    blocks = {"part": "part", "whole": "whole"}
+    run = sidestep.watch(model, optimizer, every=1, probes=probes, blocks=blocks, rank=0, world_size=4, **offline)
+    for _ in range(2):
+        for entry in model.parameters():
+            entry.grad = torch.ones_like(entry)
+        optimizer.step()
+    assert run.stats["refused"] == {"effectiveness": 1, "weights": 1}
+    run.finish(timeout=0)
+    tags = read_tags(offline["dir"])
+    assert "weight_norm" in tags
+    assert {tag for tag in tags if "stable_rank" in tag} == {
+        "train/weights/stable_rank/whole",
+        "train/weights/stable_rank_min/whole",
+    }
+    assert not {tag for tag in tags if tag in EFFECTIVENESS}
 
 
 def test_what_weighs_is_itself_in_the_catalogue() -> None:

@@ -15,6 +15,8 @@ and over those of each block:
 Sums are estimated from a sample of coordinates (`sidestep.probes.sample`), Σ_p N_p / n_p Σ_i; `exact` takes all of
 them. Where nothing was expected and nothing done, effectiveness, cosine and step size are 1, and nothing is lost;
 where something was done that nobody expected, ratios are infinite.
+
+Of a sharded model nothing is recorded: a rank has the changes of its part, whose ratios say nothing of the whole.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from torch.optim import Optimizer
 
 from sidestep.probes.expected import Ask, Rule, rule_of
 from sidestep.probes.norms import Placed, home_of
-from sidestep.probes.protocol import Part, Probe
+from sidestep.probes.protocol import Part, Probe, Watched
 from sidestep.probes.sample import Coordinates, coordinates
 
 TAGS: Final = (
@@ -83,9 +85,17 @@ class EffectivenessProbe(Probe):
         self._moved: Tensor | None = None
         self._taken = 0
 
+    def attach(self, watched: Watched) -> None:
+        """Say where nothing will be recorded."""
+        super().attach(watched)
+        if watched.sharding.is_sharded:
+            what = "probe 'effectiveness' records nothing: parameters are sharded, and a rank has part of a change only"
+            self.run.complain("effectiveness", "sharded", what)
+
     def gradients(self, part: Part) -> None:
         """They are there before the step."""
-        self._has_gradients.add(part.number)
+        if not self.watched.sharding.is_sharded:
+            self._has_gradients.add(part.number)
 
     def before_step(self, part: Part) -> None:
         """Keep the weights and what is expected."""

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from sidestep.probes.lanczos import spectrum
 from sidestep.probes.norms import Placed, gathered
+from sidestep.probes.sharding import replicated
 from sidestep.run import Run
 
 TAGS: Final = ("train/weights/stable_rank/<block>", "train/weights/stable_rank_min/<block>")
@@ -60,10 +61,8 @@ def largest(whole: Tensor, unit: Tensor, steps: int) -> Tensor:
 
 def measure(placed: Sequence[Placed]) -> list[tuple[int, Tensor]]:
     """Blocks and stable ranks of the matrices among some parameters; of one that is sharded none."""
-    matrices = [
-        entry for entry in placed if entry.parameter.ndim > 1 and entry.parameter.numel() and _is_here(entry.parameter)
-    ]
-    return [(block, stable_rank(parameter)) for parameter, block in matrices]
+    matrices = [(replicated(parameter), block) for parameter, block in placed if _is_matrix(parameter)]
+    return [(block, stable_rank(matrix)) for matrix, block in matrices if matrix is not None]
 
 
 def report(run: Run, names: Sequence[str], found: Sequence[tuple[int, Tensor]], step: int) -> None:
@@ -77,8 +76,8 @@ def report(run: Run, names: Sequence[str], found: Sequence[tuple[int, Tensor]], 
         run.record(_tags(tuple(names), tuple(blocks)), gathered(numbers), step=step)
 
 
-def _is_here(parameter: Tensor) -> bool:
-    return not hasattr(parameter, "to_local") and not parameter.is_complex()
+def _is_matrix(parameter: Tensor) -> bool:
+    return parameter.ndim > 1 and parameter.numel() > 0 and not parameter.is_complex()
 
 
 @lru_cache(maxsize=64)

@@ -15,7 +15,7 @@ from torch import Tensor
 from sidestep.blocks import local
 from sidestep.probes import stable_rank
 from sidestep.probes.norms import FUSED, Norms, by_kind, fold, foreach_norm, gathered, home_of
-from sidestep.probes.protocol import Part, Probe
+from sidestep.probes.protocol import Part, Probe, Watched
 from sidestep.probes.sample import Coordinates, Rows, coordinates
 from sidestep.probes.sharding import Sharding, weighed
 
@@ -47,6 +47,13 @@ class WeightProbe(Probe):
         self._norms: list[Norms] = []
         self._largest: list[Tensor] = []
         self._distances: list[tuple[Norms, Norms]] = []
+
+    def attach(self, watched: Watched) -> None:
+        """Say which stable ranks will not be there."""
+        super().attach(watched)
+        if self._has_rank and watched.sharding.is_sharded:
+            what = "probe 'weights': of parameters that are sharded over ranks there is no stable rank"
+            self.run.complain("weights", "stable_rank", what)
 
     def before_step(self, part: Part) -> None:
         """Keep the sample of the start, once."""
