@@ -36,8 +36,13 @@ def jepa(*, quick: bool) -> list[str]:
     return ["jepa/train.py", *(("--epochs", "2", "--crops", "320") if quick else ())]
 
 
+def meanflow(*, quick: bool) -> list[str]:
+    """300 steps of 200 ms, norms and times at each fifth, samples twice; quick: 60 steps."""
+    return ["meanflow/train.py", *(("--epochs", "10") if quick else ())]
+
+
 #: One function an example: its script, and its arguments.
-FAMILIES: dict[str, Callable[..., list[str]]] = {"jepa": jepa}
+FAMILIES: dict[str, Callable[..., list[str]]] = {"jepa": jepa, "meanflow": meanflow}
 
 
 def run(command: list[str], **more: str) -> Took:

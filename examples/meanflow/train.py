@@ -101,7 +101,7 @@ def main() -> None:
             x = data[batch[rank::ranks]]
             noise = torch.randn(x.shape, generator=draws)
             r, t = sample_times(len(x), args.data_proportion, draws)
-            is_due = step % wanted.log_every_n_steps == 0
+            is_due = not run.is_off and step % wanted.log_every_n_steps == 0
             given = loss(model, x, noise, r, t, return_diagnostics=is_due and wanted.meanflow_norms)
             optimizer.zero_grad()
             given["loss"].backward()
