@@ -210,7 +210,12 @@ TABLES: Final[tuple[Table, ...]] = (
         ("run", "rank", "attempt", "seq"),
         (
             *(_RUN, _ATTEMPT, _RANK, _STEP, _EPOCH, _WALL, _SEQ),
-            _column("event", "VARCHAR", "start, epoch_begin, epoch_end, mark, checkpoint, end ..."),
+            _column(
+                "event",
+                "VARCHAR",
+                "start, epoch_begin, epoch_end, mark, checkpoint, end ...; of the collector: post_mortem, hang, "
+                "hang_over, heard_again",
+            ),
             _column("details", "JSON", "what is known of it"),
         ),
     ),
@@ -238,9 +243,7 @@ TABLES: Final[tuple[Table, ...]] = (
             _column("threshold", "DOUBLE", "the bound; NULL for a rule that asks for finite numbers"),
             _column("message", "VARCHAR", "what was found, in a sentence"),
             _column("advice", "VARCHAR[]", "what to change, the first thing first"),
-            _column(
-                "evidence", "JSON", "last values, their steps, which were beyond, their usual value (baseline)"
-            ),
+            _column("evidence", "JSON", "last values, their steps, which were beyond, their usual value (baseline)"),
         ),
     ),
     Table(

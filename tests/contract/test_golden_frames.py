@@ -14,9 +14,11 @@ import pytest
 
 from sidestep_collector.blocks import Event, Histogram, Image, KeySet, Stream, Tensor, Text
 from sidestep_collector.decode import Decoder, decode_frame
+from sidestep_schemas.errors import WireError
 from sidestep_schemas.wire import (
     DTYPE_FLOAT32,
     DTYPE_FLOAT64,
+    FRAME_ALIVE,
     FRAME_GAP,
     FRAME_RECORDS,
     NO_EPOCH,
@@ -73,6 +75,7 @@ def golden_frames() -> dict[str, bytes]:
         "v1_scalars_float32.bin": frame(FRAME_RECORDS, 5, 1, row32),
         "v1_items.bin": frame(FRAME_RECORDS, 6, 5, b"".join(items)),
         "v1_mixed.bin": frame(FRAME_RECORDS, 0, 11, b"".join((schema64, schema32, *rows64, row32, *items))),
+        "v1_alive.bin": frame(FRAME_ALIVE, 11, 0, b""),
         "v1_gap.bin": frame(FRAME_GAP, 11, 40, "disk full: größe".encode()),
     }
 
@@ -105,6 +108,14 @@ def test_a_gap_carries_its_reason() -> None:
     opened = decode_frame((GOLDEN / "v1_gap.bin").read_bytes())
     assert (opened.kind, opened.first_seq, opened.count) == (FRAME_GAP, 11, 40)
     assert bytes(opened.body).decode() == "disk full: größe"
+
+
+def test_a_sign_of_life_has_no_records_and_nothing_else_has_none() -> None:
+    opened = decode_frame((GOLDEN / "v1_alive.bin").read_bytes())
+    assert (opened.kind, opened.stream, opened.first_seq, opened.count) == (FRAME_ALIVE, STREAM, 11, 0)
+    for kind, count in ((FRAME_RECORDS, 0), (FRAME_GAP, 0), (FRAME_ALIVE, 1)):
+        with pytest.raises(WireError, match=f"kind {kind} with {count} records"):
+            decode_frame(frame(kind, 0, count, b""))
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from sidestep import push
 from sidestep.leftover import LeftoverJournal
 from sidestep.push import Pusher, _decode_ack
 from sidestep.records import Shipment
-from sidestep_schemas.wire import FRAME_GAP, FRAME_RECORDS, WIRE_VERSION
+from sidestep_schemas.wire import FRAME_ALIVE, FRAME_GAP, FRAME_RECORDS, WIRE_VERSION
 
 STREAM = IDENTITY.stream
 
@@ -62,6 +62,20 @@ def test_frames_carry_the_stream_and_the_bytes_of_the_journal(collector, journal
     segment = journal._segments[0]
     body = bytes(segment.view[64 : segment.tail])
     assert frame == [WIRE_VERSION, FRAME_RECORDS, b"r" * 16, 3, 1, STREAM, 0, 1, body, zlib.crc32(body)]
+
+
+def test_a_process_that_has_nothing_to_send_shows_that_it_lives(collector, journal, pusher, monkeypatch):
+    monkeypatch.setattr(push, "ALIVE_SECONDS", 0.05)
+    log(journal, 1.0, 2.0)
+    (first,) = collector.receive_until(1)
+    assert first[1] == FRAME_RECORDS
+    for _ in range(3):
+        assert collector.frame() == [WIRE_VERSION, FRAME_ALIVE, b"r" * 16, 3, 1, STREAM, 1, 0, b"", 0]
+    log(journal, 3.0, 4.0)
+    frames = [collector.frame()]
+    while frames[-1][1] == FRAME_ALIVE:
+        frames.append(collector.frame())
+    assert frames[-1][6:8] == [1, 1]
 
 
 def test_everything_is_shipped_in_order(collector, journal, pusher):
