@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from sidestep_collector.profiles.spec import Override, Severity
 from sidestep_schemas.errors import ConfigError
-from sidestep_schemas.layout import default_address
+from sidestep_schemas.layout import default_address, keys_dir
 
 ENVIRONMENT_PREFIX: Final = "SIDESTEP_COLLECTOR_"
 FILE_NAME: Final = "sidestep.toml"
@@ -29,6 +29,8 @@ class Config(BaseModel):
 
     listen: str = Field(default="", description="address; default an ipc socket that belongs to the data folder")
     insecure: bool = Field(default=False, description="allow an address that other machines can reach")
+    keys: str = Field(default="", description="folder of the keys that say who may connect; default <dir>/keys")
+    require_keys: bool = Field(default=False, description="ask for keys at a loopback address, too")
     flush_seconds: float = Field(default=1.0, gt=0, le=3600, description="how often rows are committed")
     flush_points: int = Field(default=100_000, ge=1, description="commit earlier when so many points wait")
     pending_bytes: int = Field(default=64 << 20, ge=1 << 20, description="beyond it nothing more is read")
@@ -65,6 +67,10 @@ class Config(BaseModel):
     def address(self, root: Path) -> str:
         """The address to bind."""
         return self.listen or default_address(root)
+
+    def keys_folder(self, root: Path) -> Path:
+        """Where the keys lie that say who may connect."""
+        return Path(self.keys).expanduser() if self.keys else keys_dir(root)
 
 
 def load(root: Path, flags: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> Config:

@@ -15,14 +15,15 @@ from typing import Any, Final
 import structlog
 
 from sidestep_collector.config import Config
+from sidestep_collector.keys import KeyRing
 from sidestep_collector.leftovers import LeftoverWatch
 from sidestep_collector.logs import configure
 from sidestep_collector.pipeline import Pipeline
-from sidestep_collector.receive import Sockets
+from sidestep_collector.receive import Sockets, reaches_out
 from sidestep_collector.serve import Endpoint
 from sidestep_collector.store import Store
 from sidestep_collector.telemetry import disk_free_bytes, journal_bytes, not_ready
-from sidestep_schemas.errors import FolderError
+from sidestep_schemas.errors import ConfigError, FolderError
 
 log: Any = structlog.get_logger()
 
@@ -58,10 +59,12 @@ def serve(root: Path, config: Config) -> None:
 def _serve(root: Path, config: Config, store: Store, asked_to_end: list[int]) -> None:
     boot = uuid.uuid4()
     address = config.address(root)
-    sockets = Sockets(address, boot.bytes, insecure=config.insecure)
+    ring = _ring(root, config, address)
+    sockets = Sockets(address, boot.bytes, insecure=config.insecure, ring=ring)
     identity: dict[str, Any] = {
         "pid": os.getpid(),
         "address": address,
+        "key": str(ring.local) if ring is not None else "",
         "dir": str(root),
         "boot": boot.hex,
         "started": time.time(),
@@ -71,11 +74,11 @@ def _serve(root: Path, config: Config, store: Store, asked_to_end: list[int]) ->
 
     def answer(question: dict[str, Any]) -> Any:
         if question.get("ask") == "status" and pipeline is not None:
-            return identity | status(pipeline, root)
+            return identity | status(pipeline, root) | {"access": sockets.access()}
         return {"error": f"unknown question {question.get('ask')!r}; known: status"}
 
     pipeline = Pipeline(root, config, store, sockets, answer)
-    watch = LeftoverWatch(root, address) if config.take_leftovers else None
+    watch = LeftoverWatch(root, address, str(identity["key"])) if config.take_leftovers else None
     announcement = root / ANNOUNCEMENT
     endpoint: Endpoint | None = None
     try:
@@ -94,6 +97,19 @@ def _serve(root: Path, config: Config, store: Store, asked_to_end: list[int]) ->
         announcement.unlink(missing_ok=True)
         sockets.close()
         log.info("ended", commits=pipeline.counters.commits, records=pipeline.counters.records)
+
+
+def _ring(root: Path, config: Config, address: str) -> KeyRing | None:
+    """The keys that say who may connect; None where nobody is asked for one."""
+    if config.require_keys and (config.insecure or not address.startswith("tcp://")):
+        raise ConfigError(
+            f"require_keys: {address} needs none or is to have none; keys are for tcp addresses without --insecure"
+        )
+    ring = KeyRing(config.keys_folder(root))
+    if config.require_keys and not ring.exists:
+        raise ConfigError(f"require_keys: {ring.folder} holds no key: `sidestep keys new NAME` makes the first")
+    is_asked_for = config.require_keys or (reaches_out(address) and not config.insecure)
+    return ring if is_asked_for and ring.exists else None
 
 
 def _endpoint(config: Config, document: Callable[[], dict[str, Any]]) -> Endpoint | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -11,6 +12,7 @@ from typing import Any, Final
 import structlog
 
 from sidestep_schemas.claims import find_leftovers
+from sidestep_schemas.keys import KEY_VARIABLE
 
 log: Any = structlog.get_logger()
 
@@ -24,9 +26,11 @@ class LeftoverWatch:
     Args:
         root: data folder.
         address: the collector's own.
+        key: file of the key that it asks its neighbours for; empty where it asks for none.
     """
 
-    def __init__(self, root: Path, address: str) -> None:
+    def __init__(self, root: Path, address: str, key: str = "") -> None:
+        self._environ = {**os.environ, KEY_VARIABLE: key}
         self._root = root
         self._address = address
         self._stop = threading.Event()
@@ -71,7 +75,11 @@ class LeftoverWatch:
             if self._stop.is_set():
                 return
             process = self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+                command,
+                env=self._environ,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
             )
         _, errors = process.communicate()
         if process.returncode != 0 and not self._stop.is_set():

@@ -4,6 +4,7 @@
 <dir>/collector.lock          held with flock by the collector
 <dir>/collector.starting      held by a collector that a script started, from its first moment on
 <dir>/collector.log           output of a collector that was started in the background
+<dir>/keys/                   who may connect, where a collector asks for keys: its own key and those it allows
 <dir>/journal/<run>/r0-a0/    segments of one stream, until they are acknowledged
 <dir>/store/                  the catalogue and its parts
 <dir>/runs/<project>/<run>/   TensorBoard events and epoch documents
@@ -11,9 +12,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import os
 import re
+import stat
 import tempfile
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -63,6 +67,51 @@ def user_runtime_dir() -> Path:
     """A folder on this machine that belongs to this user alone: for sockets, and for journals whose data
     folder lies on a network file system. Not created here."""
     return Path(tempfile.gettempdir()) / f"sidestep-{os.getuid()}"
+
+
+def ensure_private(folder: Path) -> None:
+    """Make a folder that this user alone can enter; take the rights of others away where it is there already.
+
+    Both sides do it before they use `user_runtime_dir`: its name can be guessed, and whoever makes it first owns
+    what is put there.
+
+    Raises:
+        OSError: it belongs to another user, is a link or no folder, or cannot be made.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    # Looked at through one descriptor, so that nothing can be put in its place between the look and the change.
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in {errno.ELOOP, errno.ENOTDIR}:
+            raise OSError(error.errno, "it is a link or a file, and must be a folder of yours", str(folder)) from error
+        raise
+    try:
+        found = os.fstat(descriptor)
+        if found.st_uid != os.getuid():
+            raise PermissionError(errno.EPERM, "it belongs to another user", str(folder))
+        if stat.S_IMODE(found.st_mode) != 0o700:
+            os.fchmod(descriptor, 0o700)
+    finally:
+        os.close(descriptor)
+
+
+def guard_runtime(path: str | os.PathLike[str]) -> None:
+    """`ensure_private` for the user's runtime folder, where `path` lies in it; an `ipc://` address is a path too.
+
+    Raises:
+        OSError: see there.
+    """
+    place = Path(os.fspath(path).removeprefix("ipc://"))
+    if place.is_relative_to(user_runtime_dir()):
+        ensure_private(user_runtime_dir())
+
+
+def keys_dir(root: Path) -> Path:
+    """Where the keys of a data folder's collector lie, unless its settings say otherwise."""
+    return root / "keys"
 
 
 def journal_roots(root: Path) -> tuple[Path, Path]:

@@ -17,9 +17,10 @@ from textwrap import dedent
 from typing import Any
 
 from sidestep import launch
-from sidestep_collector.commands.live import ask
+from sidestep_collector.commands.dial import ask
 from sidestep_collector.store import connect
 from sidestep_schemas.errors import SidestepError
+from sidestep_schemas.keys import read_client_key
 from sidestep_schemas.layout import DIR_VARIABLE, default_address
 
 PATIENCE_SECONDS = 60.0
@@ -121,7 +122,7 @@ class Place:
         if found is None:
             return None
         try:
-            return ask(found.address, {"ask": "status"})
+            return ask(found.address, {"ask": "status"}, read_client_key(found.key) if found.key else None)
         except SidestepError:
             return None
 

@@ -17,6 +17,7 @@ from typing import Any, Final
 from sidestep import launch
 from sidestep_schemas.claims import find_leftovers
 from sidestep_schemas.errors import AddressError, FolderError, SidestepError, UsageError
+from sidestep_schemas.keys import KEY_VARIABLE
 from sidestep_schemas.layout import COLLECTOR_VARIABLE, DIR_VARIABLE
 
 _START_SECONDS: Final = 20.0
@@ -66,7 +67,8 @@ def collector_for(root: Path) -> Generator[dict[str, str], None, None]:
     running = launch.find(root)
     collector = running or start_and_wait(root)
     try:
-        yield {COLLECTOR_VARIABLE: collector.address, DIR_VARIABLE: str(root)}
+        # Whatever key the environment has is for another collector.
+        yield {COLLECTOR_VARIABLE: collector.address, KEY_VARIABLE: collector.key, DIR_VARIABLE: str(root)}
     finally:
         if running is None and launch.find(root) == collector:  # else it is gone: what it lacks is in the journals
             _ship_leftovers(root, collector.address)
@@ -144,7 +146,7 @@ def _ship_leftovers(root: Path, address: str) -> None:
     if find_leftovers(root):
         from sidestep.sync import sync  # noqa: PLC0415 - needed after a crash alone
 
-        sync(root, address, patience=_SYNC_SECONDS)
+        sync(root, address, patience=_SYNC_SECONDS, key=launch.local_key(root, address))
 
 
 def _summary() -> Callable[..., None] | None:

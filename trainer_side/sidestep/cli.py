@@ -23,6 +23,7 @@ import sidestep
 from sidestep import launch
 from sidestep_schemas.claims import find_leftovers
 from sidestep_schemas.errors import MissingExtraError, SidestepError, UsageError
+from sidestep_schemas.keys import KEY_VARIABLE, read_client_key
 from sidestep_schemas.layout import COLLECTOR_VARIABLE, data_dir, default_address
 
 _EXTRA_COMMANDS = "sidestep.commands"
@@ -208,9 +209,12 @@ def down(folder: str | None, timeout: float, *, as_json: bool) -> int:
 @cli.command()
 @common
 @click.option("--collector", default=None, help="address to ship to; default the collector of the folder")
+@click.option("--key", default=None, help="key file for that collector; default SIDESTEP_KEY")
 @click.option("--timeout", default=30.0, show_default=True, help="seconds to wait for a collector that stands still")
 @click.argument("directory", required=False)
-def sync(folder: str | None, collector: str | None, timeout: float, directory: str | None, *, as_json: bool) -> int:
+def sync(
+    folder: str | None, collector: str | None, key: str | None, timeout: float, directory: str | None, *, as_json: bool
+) -> int:
     """Ship journals that ended processes left under DIRECTORY."""
     from sidestep.sync import sync as ship  # noqa: PLC0415 - loaded when asked for
 
@@ -218,8 +222,10 @@ def sync(folder: str | None, collector: str | None, timeout: float, directory: s
         raise UsageError("give the data folder once: either --dir or as an argument")
     root = data_dir(directory or folder)
     address = collector or os.environ.get(COLLECTOR_VARIABLE) or _collector_of(root, start=bool(find_leftovers(root)))
+    given = key or os.environ.get(KEY_VARIABLE)
+    shown = read_client_key(given) if given else launch.local_key(root, address)
     if as_json or not sys.stderr.isatty():
-        report = ship(root, address, patience=timeout)
+        report = ship(root, address, patience=timeout, key=shown)
     else:
         with click.progressbar(length=1, label="shipping", file=sys.stderr, show_pos=True) as bar:
 
@@ -227,7 +233,7 @@ def sync(folder: str | None, collector: str | None, timeout: float, directory: s
                 bar.length = max(total, 1)
                 bar.update(stored - bar.pos)
 
-            report = ship(root, address, patience=timeout, on_progress=show)
+            report = ship(root, address, patience=timeout, on_progress=show, key=shown)
     _say(report.as_dict(), as_json=as_json)
     if not as_json:
         click.echo(f"{report.records:,} records of {report.streams} streams are stored ({report.bytes / 1e6:.1f} MB)")

@@ -17,6 +17,7 @@ from typing import Any, Final, Literal, cast
 from sidestep.judged import read_profile, read_rules
 from sidestep_schemas.diagnostics import Diagnostics
 from sidestep_schemas.errors import ConfigError
+from sidestep_schemas.keys import KEY_VARIABLE, ClientKey, read_client_key
 from sidestep_schemas.layout import COLLECTOR_VARIABLE, DEFAULT_PROJECT, data_dir
 
 Mode = Literal["on", "offline", "off"]
@@ -52,6 +53,7 @@ class RunConfig:
         profile, profile_text: name of a family of metrics, and its text where it is a file of the user's.
         rules: rules that are set otherwise, by name.
         collector: address; None for the one that belongs to `dir`.
+        key: shown to that collector; None for the one that the collector of `dir` gives to its neighbours, if any.
         attempt: which start of this run, as far as the environment tells; the collector settles it.
         system_seconds: from one sample of the machine to the next; 0 takes none.
         stacks_on_hang: whether all stacks are recorded when no step comes for long.
@@ -70,6 +72,7 @@ class RunConfig:
     rules: Mapping[str, Any]
     dir: Path
     collector: str | None
+    key: ClientKey | None
     mode: Mode
     resume: Resume
     rank: int
@@ -106,6 +109,7 @@ def resolve(
     system_seconds: float | None = None,
     stacks_on_hang: bool | None = None,
     diagnostics: Mapping[str, Any] | None = None,
+    key: str | os.PathLike[str] | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> RunConfig:
     """Settle what a run is.
@@ -135,6 +139,7 @@ def resolve(
         rules=read_rules(rules),
         dir=data_dir(dir),
         collector=collector or environ.get(COLLECTOR_VARIABLE) or None,
+        key=read_client_key(key or environ[KEY_VARIABLE]) if key or environ.get(KEY_VARIABLE) else None,
         mode=cast("Mode", mode),
         resume=cast("Resume", resume),
         rank=ranks,

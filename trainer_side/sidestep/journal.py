@@ -27,6 +27,7 @@ from sidestep.segments import (
     segment_size_for,
 )
 from sidestep_schemas.claims import LOCK_NAME, claim
+from sidestep_schemas.layout import guard_runtime
 from sidestep_schemas.wire import (
     RECORD_BYTES_MAX,
     RECORD_PREFIX,
@@ -412,6 +413,7 @@ class Journal:
     def _claim(self, folder: Path) -> None:
         if self._claimed is not None:
             return
+        guard_runtime(folder)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._claimed = claim(folder, patience_seconds=0.5)
 

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from sidestep_schemas.errors import FolderError, MissingExtraError
+from sidestep_schemas.errors import ConfigError, FolderError, MissingExtraError
+from sidestep_schemas.keys import ClientKey, read_client_key
 from sidestep_schemas.layout import default_address
 
 #: A collector that a script started by itself ends when no stream was open for this long.
@@ -27,20 +28,34 @@ _NEEDED: Final = ("duckdb", "msgspec", "numpy", "pydantic", "structlog", "tensor
 
 @dataclass(frozen=True, slots=True)
 class Collector:
-    """A collector that runs here, by what it wrote into its data folder."""
+    """A collector that runs here, by what it wrote into its data folder. `key` is the file with the key of those
+    who can read that folder, where it asks for keys."""
 
     pid: int
     address: str
+    key: str = ""
 
 
 def find(root: Path) -> Collector | None:
     """The collector that serves a data folder on this machine; None when none does."""
     try:
         found: dict[str, Any] = json.loads((root / "collector.json").read_text(encoding="utf-8"))
-        collector = Collector(int(found["pid"]), str(found["address"]))
+        collector = Collector(int(found["pid"]), str(found["address"]), str(found.get("key") or ""))
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return collector if is_locked(root) else None
+
+
+def local_key(root: Path, address: str | None) -> ClientKey | None:
+    """The key that the collector of a data folder gives to its neighbours; None where it asks for none, where the
+    address is another collector's, or where this user may not read it."""
+    running = find(root)
+    if running is None or running.address != address or not running.key:
+        return None
+    try:
+        return read_client_key(running.key)
+    except ConfigError:
+        return None
 
 
 def is_locked(root: Path) -> bool:

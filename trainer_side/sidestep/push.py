@@ -1,6 +1,6 @@
 """The drain thread: ships the journal over ZeroMQ and forgets what the collector has stored.
 
-The only module of the trainer side that touches a socket. It never holds a lock that the training thread
+With `door`, the only module of the trainer side that touches a socket. It never holds a lock that the training thread
 takes, except for the moment of a copy, and every call to ZeroMQ is non-blocking.
 """
 
@@ -19,9 +19,11 @@ from typing import Any, Protocol
 import msgpack
 import zmq
 
+from sidestep.door import Door
 from sidestep.encode import packed
 from sidestep.records import Identity, Shipment
-from sidestep_schemas.layout import endpoints
+from sidestep_schemas.keys import ClientKey
+from sidestep_schemas.layout import endpoints, guard_runtime
 from sidestep_schemas.wire import ACK_TOPIC, FRAME_ALIVE, FRAME_BYTES_MAX, FRAME_GAP, FRAME_RECORDS, WIRE_VERSION
 
 logger = logging.getLogger("sidestep")
@@ -52,7 +54,7 @@ class Ack:
 @dataclass(slots=True)
 class Delivery:
     """How far a stream is, in records: all below `shipped` were handed to the socket, all below `committed` are
-    stored. `refused` says why a collector does not take the stream."""
+    stored. `refused` says why a collector does not take the stream, or does not let this process in."""
 
     shipped: int = 0
     committed: int = 0
@@ -90,22 +92,32 @@ class Pusher:
         journal: what to ship.
         address: the collector's address; None ships nothing and only provides segments.
         on_tick: called at every wake-up, on the drain thread.
+        key: shown to a collector at a tcp address.
 
     Attributes:
         delivery: how far the stream is.
     """
 
-    def __init__(self, journal: Source, address: str | None, on_tick: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        journal: Source,
+        address: str | None,
+        on_tick: Callable[[], None] | None = None,
+        *,
+        key: ClientKey | None = None,
+    ) -> None:
         self.journal = journal
         self.address = address
         self.delivery = Delivery()
         self._on_tick = on_tick
+        self._key = key
         self._progress = threading.Condition()
         self._stop = threading.Event()
         self._unacked: deque[Shipment] = deque()
         self._resend = 0  # index in _unacked of what is sent next; its length when nothing is to be resent
         self._boot = b""
         self._said = ""
+        self._kept_out = ""
         self._stalled_at = self._sent_at = time.monotonic()
         self._stall_seconds = _STALL_SECONDS[0]
         self._thread = threading.Thread(target=self._work, name="sidestep-drain", daemon=True)
@@ -138,7 +150,7 @@ class Pusher:
     def _work(self) -> None:
         sockets: _Sockets | None = None
         try:
-            sockets = _Sockets(self.address, self.journal.identity) if self.address else None
+            sockets = self._connect()
             while not self._stop.is_set():
                 self.journal.wanted.wait(TICK_SECONDS)
                 self.journal.wanted.clear()
@@ -149,12 +161,23 @@ class Pusher:
             if sockets is not None:
                 sockets.close()
 
+    def _connect(self) -> _Sockets | None:
+        if not self.address:
+            return None
+        try:
+            guard_runtime(self.address)
+        except OSError as error:
+            self._note_refusal(f"{self.address} is not to be trusted: {error.filename}: {error.strerror}")
+            return None
+        return _Sockets(self.address, self.journal.identity, self._key)
+
     def _tick(self, sockets: _Sockets | None) -> None:
         self.journal.provide()
         if self._on_tick is not None:
             self._on_tick()
         if sockets is None:
             return
+        self._note_door(sockets.door.look())
         for ack in sockets.acks():
             self._take(ack)
         if not self.delivery.refused:
@@ -212,9 +235,21 @@ class Pusher:
             self._boot = ack.boot
             self._rewind(ack.received)
 
+    def _note_door(self, news: str | None) -> None:
+        if news:
+            if self._kept_out:
+                self._said = news  # it was said that nothing is shipped; why may be known better by now
+            self._kept_out = news
+            self._note_refusal(news)
+        elif news == "" and self._kept_out:
+            logger.info("the collector at %s lets this process in", self.address)
+            if self.delivery.refused == self._kept_out:
+                self.delivery.refused = ""
+            self._kept_out = self._said = ""
+
     def _note_refusal(self, message: str) -> None:
         if message != self._said:
-            logger.warning("the collector refuses this run: %s", message)
+            logger.warning("nothing is shipped, the journal keeps it: %s", message)
         self._said = message
         with self._progress:
             self.delivery.refused = message
@@ -252,7 +287,7 @@ class Pusher:
 class _Sockets:
     """The two sockets of a stream: PUSH for records, SUB for acknowledgements."""
 
-    def __init__(self, address: str, identity: Identity) -> None:
+    def __init__(self, address: str, identity: Identity, key: ClientKey | None) -> None:
         points = endpoints(address)
         self._envelope = (identity.run, identity.rank, identity.attempt, identity.stream)
         self._topic = ACK_TOPIC + identity.stream
@@ -269,8 +304,9 @@ class _Sockets:
             socket.set(zmq.HEARTBEAT_TIMEOUT, timeout_ms)
             socket.set(zmq.MAXMSGSIZE, FRAME_BYTES_MAX)
         self._sub.set(zmq.SUBSCRIBE, self._topic)
-        self._push.connect(points.data)
-        self._sub.connect(points.ack)
+        self.door = Door(address, key)
+        self.door.connect(self._push, points.data)
+        self.door.connect(self._sub, points.ack)
 
     def ready(self) -> bool:
         """Whether a frame would be taken now."""

@@ -27,6 +27,7 @@ class DeliveryReport:
         refused: values or calls that were not recorded, by reason.
         journal: folder where pending records lie; None where none do.
         seconds: how long `finish` took.
+        refusal: why the collector takes nothing of this process; empty where it does.
     """
 
     sent: int
@@ -37,6 +38,7 @@ class DeliveryReport:
     refused: Mapping[str, int] = field(default_factory=dict[str, int])
     journal: str | None = None
     seconds: float = 0.0
+    refusal: str = ""
 
     @property
     def complete(self) -> bool:
@@ -47,6 +49,8 @@ class DeliveryReport:
         text = f"sent {self.sent:,}, committed {self.committed:,}, lost {self.lost:,}"
         if self.pending:
             text += f", {self.pending:,} wait in {self.journal}: `sidestep up` or `sidestep sync` delivers them"
+        if self.refusal:
+            text += f"; {self.refusal}"
         if self.reasons:
             text += f" ({', '.join(f'{count:,}: {reason}' for reason, count in self.reasons.items())})"
         return text
@@ -75,6 +79,7 @@ def deliver(
         refused=dict(refused),
         journal=str(journal.folder) if fate.pending else None,
         seconds=time.monotonic() - started,
+        refusal=pusher.delivery.refused,
     )
     if report.lost:
         logger.warning("records of this run are lost: %s", report)

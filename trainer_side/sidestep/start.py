@@ -58,6 +58,7 @@ def init(
     system_seconds: float | None = None,
     stacks_on_hang: bool | None = None,
     diagnostics: Mapping[str, Any] | None = None,
+    key: str | os.PathLike[str] | None = None,
 ) -> Run:
     """Begin a run, or return the one that this process has already.
 
@@ -86,6 +87,8 @@ def init(
             `{"exploding_block": {"above": 1e4}}`.
         system_seconds: from one sample of the machine (processors, memory, disks, network, GPU) to the next; 0 takes
             none. Default `SIDESTEP_SYSTEM_SECONDS`, else 10.
+        key: file, or its text, that `sidestep keys new` made where the collector runs; for a collector that asks for
+            one. Default `SIDESTEP_KEY`.
         stacks_on_hang: record the Python stacks of all threads, as the text `system/stacks`, when no step has come for
             ten times what nearly all took, and for `SIDESTEP_HANG_SECONDS` (60). Default `SIDESTEP_STACKS_ON_HANG`,
             else not.
@@ -117,6 +120,7 @@ def init(
             system_seconds=system_seconds,
             stacks_on_hang=stacks_on_hang,
             diagnostics=diagnostics,
+            key=key,
         )
         if settings.collector is not None:
             endpoints(settings.collector)
@@ -149,7 +153,7 @@ def _start(settings: RunConfig, config: Mapping[str, Any] | None) -> Run:
         machine.tick()
         stacks.tick()
 
-    pusher = Pusher(journal, address, tick)
+    pusher = Pusher(journal, address, tick, key=settings.key or launch.local_key(settings.dir, address))
     run = Run(settings, journal, pusher, config, machine)
     run.mark(
         "start",

@@ -13,6 +13,7 @@ from sidestep.push import Pusher
 from sidestep_schemas.claims import find_leftovers
 from sidestep_schemas.errors import SegmentError, VersionError
 from sidestep_schemas.host import boot_id
+from sidestep_schemas.keys import ClientKey
 
 
 @dataclass(slots=True)
@@ -32,7 +33,12 @@ class SyncReport:
 
 
 def sync(
-    root: Path, address: str, *, patience: float, on_progress: Callable[[int, int], None] | None = None
+    root: Path,
+    address: str,
+    *,
+    patience: float,
+    on_progress: Callable[[int, int], None] | None = None,
+    key: ClientKey | None = None,
 ) -> SyncReport:
     """Ship every journal under a data folder whose process is gone, and remove what is stored.
 
@@ -41,6 +47,7 @@ def sync(
         address: the collector.
         patience: seconds to wait for a collector that does not move on.
         on_progress: called with (records stored, records found).
+        key: shown to the collector.
     """
     report = SyncReport()
     reasons: list[str] = []
@@ -64,7 +71,7 @@ def sync(
             if on_progress is not None:
                 on_progress(before + max(0, committed - first), total)
 
-        delivered, why = _ship(journal, address, patience, tell)
+        delivered, why = _ship(journal, address, key, patience, tell)
         journal.close(delivered=delivered)
         if delivered:
             stored += journal.seq - journal.first_seq
@@ -78,8 +85,10 @@ def sync(
     return report
 
 
-def _ship(journal: LeftoverJournal, address: str, patience: float, tell: Callable[[int], None]) -> tuple[bool, str]:
-    pusher = Pusher(journal, address)
+def _ship(
+    journal: LeftoverJournal, address: str, key: ClientKey | None, patience: float, tell: Callable[[int], None]
+) -> tuple[bool, str]:
+    pusher = Pusher(journal, address, key=key)
     pusher.start()
     moved_at, committed = time.monotonic(), 0
     try:

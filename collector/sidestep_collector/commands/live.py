@@ -5,27 +5,25 @@ from __future__ import annotations
 import json
 import math
 import time
-from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
 import zmq
 
+from sidestep_collector.commands.dial import Peer, ask, connected, find, reaching
 from sidestep_collector.commands.options import common
-from sidestep_schemas.errors import AddressError, UsageError
-from sidestep_schemas.layout import data_dir, default_address, endpoints
+from sidestep_schemas.errors import UsageError
+from sidestep_schemas.layout import endpoints
 from sidestep_schemas.wire import LIVE_TOPIC
-
-_ANSWER_MS = 5000
 
 
 @click.command()
 @common
-@click.option("--collector", default=None, help="address; default the collector of the folder")
-def status(folder: str | None, collector: str | None, *, as_document: bool) -> None:
+@reaching
+def status(folder: str | None, collector: str | None, key: str | None, *, as_document: bool) -> None:
     """What the collector is doing: its streams and how far each is stored."""
-    document = ask(_address(folder, collector), {"ask": "status"})
+    document = _status(find(folder, collector, key))
     if as_document:
         click.echo(json.dumps(document))
         return
@@ -55,68 +53,40 @@ def status(folder: str | None, collector: str | None, *, as_document: bool) -> N
 
 @click.command()
 @common
-@click.option("--collector", default=None, help="address; default the collector of the folder")
+@reaching
 @click.option("--records", default=0, help="end after so many records; default never")
 @click.option("--timeout", default=0.0, help="end after so many seconds without one; default never")
 @click.argument("run")
-def tail(
-    folder: str | None, collector: str | None, records: int, timeout: float, run: str, *, as_document: bool
+def tail(  # noqa: PLR0917 - click hands in options by name
+    folder: str | None,
+    collector: str | None,
+    key: str | None,
+    records: int,
+    timeout: float,
+    run: str,
+    *,
+    as_document: bool,
 ) -> None:
     """Follow what RUN logs, as it comes in, and what its rules find; with --json a line a record."""
-    address = _address(folder, collector)
-    streams = ask(address, {"ask": "status"})["streams"]
+    peer = find(folder, collector, key)
+    streams = _status(peer)["streams"]
     uids = {stream["run_uid"] for stream in streams if run in (stream["run"], f"{stream['project']}/{stream['run']}")}
     if len(uids) != 1:
         known = ", ".join(sorted({stream["run"] for stream in streams})) or "none"
         raise UsageError(f"the collector knows no run {run!r}; it knows: {known}")
-    context: zmq.Context[Any] = zmq.Context()
-    socket = context.socket(zmq.SUB)
-    socket.set(zmq.LINGER, 0)
-    socket.set(zmq.SUBSCRIBE, LIVE_TOPIC + bytes.fromhex(uids.pop()))
-    socket.connect(endpoints(address).ack)
+    topic = LIVE_TOPIC + bytes.fromhex(uids.pop())
     seen = 0
-    try:
-        while socket.poll(int(timeout * 1000) if timeout else None):
-            record = msgspec.json.decode(socket.recv()[17:])
+    with connected(peer, zmq.SUB, endpoints(peer.address).ack, topic) as line:
+        while line.wait(timeout or None):
+            record = msgspec.json.decode(line.socket.recv()[17:])
             click.echo(json.dumps(record) if as_document else _line(record))
             seen += 1
             if seen == records:
                 return
-    finally:
-        context.destroy(linger=0)
 
 
-def ask(address: str, question: dict[str, Any]) -> Any:
-    """Ask a collector.
-
-    Raises:
-        AddressError: none answers there.
-    """
-    context: zmq.Context[Any] = zmq.Context()
-    socket = context.socket(zmq.DEALER)
-    socket.set(zmq.LINGER, 0)
-    try:
-        socket.connect(endpoints(address).control)
-        socket.send(msgspec.json.encode(question))
-        if not socket.poll(_ANSWER_MS):
-            raise AddressError(f"no collector answers at {address}: `sidestep up` starts one")
-        return msgspec.json.decode(socket.recv_multipart()[-1])
-    finally:
-        context.destroy(linger=0)
-
-
-def _address(folder: str | None, collector: str | None) -> str:
-    if collector is not None:
-        return collector
-    root = data_dir(folder)
-    announcement = root / "collector.json"
-    try:
-        return str(json.loads(announcement.read_text(encoding="utf-8"))["address"])
-    except (OSError, ValueError, KeyError):
-        pass
-    if not Path(default_address(root).removeprefix("ipc://") + ".control").exists():
-        raise AddressError(f"no collector runs for {root}: `sidestep up --dir {root}` starts one")
-    return default_address(root)
+def _status(peer: Peer) -> Any:
+    return ask(peer.address, {"ask": "status"}, peer.key)
 
 
 def _line(record: dict[str, Any]) -> str:

@@ -5,24 +5,27 @@ All of them belong to one thread. Another thread wakes it through a `Waker` of i
 
 from __future__ import annotations
 
-import ipaddress
-import os
-import socket as unix
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+import structlog
 import zmq
 
-from sidestep_schemas.errors import AddressError
+from sidestep_collector.keys import KeyRing
+from sidestep_collector.receive.address import check_free, check_reach, keep_to_user, make_socket_folder
+from sidestep_collector.receive.door import Door
+from sidestep_schemas.errors import AddressError, SidestepError
 from sidestep_schemas.layout import endpoints
 from sidestep_schemas.wire import ACK_TOPIC, FRAME_BYTES_MAX, LIVE_TOPIC, WIRE_VERSION
+
+log: Any = structlog.get_logger()
 
 _WAKE: Final = "inproc://wake"
 _HEARTBEAT: Final = (2_000, 6_000)
 #: Frames that wait unread hold up the signs of life behind them: a pause in reading must not look like death.
 _DATA_HEARTBEAT: Final = (10_000, 120_000)
+_TRIES_UNSAID: Final = 50
 _CONTROL_BYTES_MAX: Final = 1 << 20
 
 
@@ -42,24 +45,31 @@ class Sockets:
         address: `ipc://PATH` or `tcp://HOST:PORT`.
         boot: 16 bytes that name this start of the collector.
         insecure: allow an address that other machines can reach, though nothing is encrypted.
+        ring: keys that decide who may connect; None lets everybody who reaches the address.
 
     Attributes:
         watched: runs (16 bytes each) whose live feed somebody reads.
         listeners: streams (8 bytes each) whose trainer is connected.
 
     Raises:
-        AddressError: the address is taken, malformed, or reachable from elsewhere without `insecure`.
+        AddressError: the address is taken, malformed, or reachable from elsewhere without `ring` or `insecure`.
+        ConfigError: the collector's key cannot be used.
     """
 
-    def __init__(self, address: str, boot: bytes, *, insecure: bool = False) -> None:
+    def __init__(self, address: str, boot: bytes, *, insecure: bool = False, ring: KeyRing | None = None) -> None:
         points = endpoints(address)
-        _check_reach(address, insecure=insecure)
-        _make_socket_folder(address)
-        _check_free(address)
+        check_reach(address, insecure=insecure, has_keys=ring is not None)
+        make_socket_folder(address)
+        check_free(address)
         self.boot = boot
         self.watched: set[bytes] = set()
         self.listeners: set[bytes] = set()
         self._context: zmq.Context[Any] = zmq.Context()
+        try:
+            self._door = Door(self._context, ring) if ring is not None else None
+        except SidestepError:
+            self._context.term()
+            raise
         self._data = self._context.socket(zmq.PULL)
         self._data.set(zmq.RCVHWM, 16)
         self._data.set(zmq.MAXMSGSIZE, FRAME_BYTES_MAX)
@@ -75,15 +85,21 @@ class Sockets:
             for socket, point in zip(sockets, points, strict=True):
                 socket.set(zmq.LINGER, 0)
                 _set_heartbeat(socket, *(_DATA_HEARTBEAT if socket is self._data else _HEARTBEAT))
+                if self._door is not None:
+                    self._door.guard(socket)
                 socket.bind(point)
+                keep_to_user(point)
         except zmq.ZMQError as error:
             self._context.destroy(linger=0)
             raise AddressError(
                 f"{address} cannot be bound ({error.strerror}): stop what uses it, or choose another with --listen"
             ) from error
+        self._bound = tuple(zip(sockets, points, strict=True))
+        self._unbound: list[tuple[zmq.Socket[Any], str]] = []
+        self._tries = 0
         self._wake.bind(_WAKE)
         self._poller = zmq.Poller()
-        for socket in (*sockets, self._wake):
+        for socket in (*sockets, self._wake, *([self._door.socket] if self._door else [])):
             self._poller.register(socket, zmq.POLLIN)
         self._reads_data = True
 
@@ -100,6 +116,7 @@ class Sockets:
             else:
                 self._poller.unregister(self._data)
         found = dict(self._poller.poll(max(0, int(seconds * 1000))))
+        self._watch_door()
         arrivals = Arrivals(has_frames=self._data in found)
         if self._wake in found:
             _drain(self._wake)
@@ -136,12 +153,43 @@ class Sockets:
         except zmq.ZMQError:
             return  # whoever asked is gone
 
+    def access(self) -> dict[str, Any] | None:
+        """Who may connect, for `sidestep status`; None where no keys are asked for."""
+        return self._door.as_dict() if self._door is not None else None
+
     def close(self) -> None:
         """Close all; acknowledgements that are on their way get half a second."""
         self._ack.set(zmq.LINGER, 500)
-        for socket in (self._data, self._ack, self._control, self._wake):
+        for socket in (self._data, self._ack, self._control, self._wake, *([self._door.socket] if self._door else [])):
             socket.close()
         self._context.term()
+
+    def _watch_door(self) -> None:
+        if self._door is None:
+            return
+        self._door.answer()
+        if self._door.has_revoked():
+            # ZeroMQ cannot cut one connection. Cut all: who is allowed is back at once, and its journal has the rest.
+            for socket, point in self._bound:
+                if (socket, point) not in self._unbound:
+                    socket.unbind(point)
+            self._unbound = list(self._bound)
+        if self._unbound:
+            self._bind_again()
+
+    def _bind_again(self) -> None:
+        # A port is free when ZeroMQ's own thread has closed it: mostly the second or third try, a turn later.
+        for bound in tuple(self._unbound):
+            socket, point = bound
+            try:
+                socket.bind(point)
+            except zmq.ZMQError as error:
+                self._tries += 1
+                if self._tries == _TRIES_UNSAID:
+                    log.warning("an address cannot be bound again; trying on", point=point, why=error.strerror)
+                return
+            self._unbound.remove(bound)
+        self._tries = 0
 
     def _publish(self, message: bytes) -> None:
         try:
@@ -194,45 +242,3 @@ def _drain(socket: zmq.Socket[Any]) -> list[bytes]:
     while socket.poll(0):
         messages.append(socket.recv())
     return messages
-
-
-def _check_reach(address: str, *, insecure: bool) -> None:
-    if insecure or not address.startswith("tcp://"):
-        return
-    host = address.removeprefix("tcp://").rpartition(":")[0].strip("[]")
-    try:
-        is_local = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        is_local = host == "localhost"
-    if not is_local:
-        raise AddressError(
-            f"{address} can be reached from other machines, and nothing on it is encrypted or checked: listen on "
-            "127.0.0.1 and tunnel, or say --insecure on a network you trust"
-        )
-
-
-def _check_free(address: str) -> None:
-    # libzmq removes a socket file and binds anew, whoever listens on it: the other collector would go deaf.
-    if not address.startswith("ipc://"):
-        return
-    with unix.socket(unix.AF_UNIX, unix.SOCK_STREAM) as probe:
-        try:
-            probe.connect(endpoints(address).control.removeprefix("ipc://"))
-        except OSError:
-            return
-    raise AddressError(
-        f"{address} cannot be bound (a collector listens there): attach to it, or choose another with --listen"
-    )
-
-
-def _make_socket_folder(address: str) -> None:
-    if not address.startswith("ipc://"):
-        return
-    folder = Path(address.removeprefix("ipc://")).parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        owner = folder.stat()
-    except OSError as error:
-        raise AddressError(f"{folder} cannot be made ({error.strerror}): choose an address with --listen") from error
-    if owner.st_uid != os.getuid():
-        raise AddressError(f"{folder} belongs to another user: choose an address with --listen")
