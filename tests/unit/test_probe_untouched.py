@@ -96,6 +96,43 @@ def test_a_training_and_its_validations_are_the_same_bit_for_bit(offline: dict[s
     assert {"agreement", "gradient_norm", "kurtosis", "max_logit", "label_entropy", "padding_share"} <= seen
 
 
+def train_encoder(arguments: dict[str, Any] | None) -> tuple[list[Tensor], list[bool]]:
+    """Outputs of validations, and whether torch took its shorter way through the layers for them."""
+    torch.manual_seed(1)
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 4, 32, batch_first=True), 2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    run = None if arguments is None else sidestep.watch(model, optimizer, every=1, **arguments)
+    outputs: list[Tensor] = []
+    ways: list[bool] = []
+    padding = torch.zeros(8, 7, dtype=torch.bool)
+    padding[:3, 5:] = True
+    for step in range(4):
+        x = torch.randn(8, 7, 16, generator=torch.Generator().manual_seed(step))
+        model.train()
+        model(x, src_key_padding_mask=padding).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        model.eval()
+        with torch.no_grad(), profile(activities=[ProfilerActivity.CPU]) as seen:
+            outputs.append(model(x, src_key_padding_mask=padding))
+        ways.append("aten::_transformer_encoder_layer_fwd" in {event.key for event in seen.key_averages()})
+    if run is not None:
+        run.finish(timeout=0)
+    return outputs, ways
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+def test_a_model_that_is_torchs_encoder_validates_the_same_bit_for_bit(offline: dict[str, Any]) -> None:
+    probes = {
+        **dict.fromkeys((*MINE, "time", "backward", "noise"), 1),
+        "features": {"modules": ["layers.0.norm1"], "every": 1},
+    }
+    plain, watched = train_encoder(None), train_encoder({"probes": probes, **offline})
+    assert plain[1] == watched[1] == [True] * 4
+    assert all(torch.equal(a, b) for a, b in zip(plain[0], watched[0], strict=True))
+    assert "kurtosis" in {tag.rsplit("/", 1)[-1] for tag in read_tags(offline["dir"])}
+
+
 def test_nothing_is_read_back_from_a_tensor(offline: dict[str, Any]) -> None:
     counts: list[dict[str, int]] = []
     for watched in (False, True):
