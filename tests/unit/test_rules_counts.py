@@ -108,6 +108,17 @@ def test_a_restarted_collector_goes_on_from_what_is_stored():
     assert counts(again) == [(0, 28, 2.0, {"explosion_count": 7.0})]
 
 
+def test_a_run_with_epochs_is_not_told_once_more_at_its_end():
+    rules = backward()
+    rules.add([block([1.0] * 25, names=(NORM,))], [event("epoch_begin", 0, 1.0), event("epoch_end", 24, 1.0)])
+    rules.add([], [event("end", 24)])
+    assert [step for _, step, _, _ in counts(rules)] == [24]
+    again = Rules(Choices())
+    again.restore([event("start", -1, profile="backward"), event("epoch_begin", 0, 1.0)], [])
+    again.add([], [event("end", 24)])
+    assert counts(again) == []
+
+
 def test_a_run_of_another_profile_is_told_of_no_counts():
     rules = stage()
     rules.add([block([1.0] * 40, names=(NORM,))], [event("epoch_end", 39, 1.0)])

@@ -56,8 +56,8 @@ with last as (
 select replace(replace(metric, 'train/stability/', ''), '_count', '') as kind, sum(value)::BIGINT as counted
 from last group by kind order by kind"""
 _FINDINGS: Final = """
-select rule, count(*) as findings, count(*) filter (state = 'firing') as open from findings
-where run = ? and state <> 'pending' group by rule"""
+select rule, count(*) as findings, count(*) filter (state = 'firing') as open, sum(count)::BIGINT as counted
+from findings where run = ? and state <> 'pending' group by rule"""
 
 
 def summary(connection: duckdb.DuckDBPyConnection, run: str) -> dict[str, Any]:
@@ -119,13 +119,12 @@ def bottlenecks(connection: duckdb.DuckDBPyConnection, runs: Sequence[str]) -> l
 def alerts(connection: duckdb.DuckDBPyConnection, run: str) -> dict[str, dict[str, int]]:
     """Kind of alert -> how often it was counted, over all ranks, how many findings it made, how many are open."""
     counted: list[tuple[str, int]] = connection.execute(_COUNTS, [run]).fetchall()
-    found: list[tuple[str, int, int]] = connection.execute(_FINDINGS, [run]).fetchall()
-    made = {rule: (findings, still) for rule, findings, still in found}
-    kinds = dict(counted) | {rule: dict(counted).get(rule, 0) for rule in made}
-    return {
-        kind: {"count": count, "findings": made.get(kind, (0, 0))[0], "open": made.get(kind, (0, 0))[1]}
-        for kind, count in sorted(kinds.items())
-    }
+    found: list[tuple[str, int, int, int]] = connection.execute(_FINDINGS, [run]).fetchall()
+    made = {rule: {"findings": findings, "open": still} for rule, findings, still, _ in found}
+    # A rule that is not of the run's profile has findings, and no series of counts.
+    kinds = {rule: count for rule, _, _, count in found} | dict(counted)
+    none = {"findings": 0, "open": 0}
+    return {kind: {"count": count, **made.get(kind, none)} for kind, count in sorted(kinds.items())}
 
 
 def suggestions(connection: duckdb.DuckDBPyConnection, run: str) -> list[dict[str, Any]]:

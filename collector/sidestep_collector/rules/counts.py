@@ -59,11 +59,21 @@ class CountSeries:
 
     def __init__(self) -> None:
         self._key_sets: dict[tuple[str, ...], KeySet] = {}
+        self._with_epochs: set[bytes] = set()
         self._blocks: list[ScalarBlock] = []
+
+    def note(self, event: Event) -> None:
+        """Take what happened before a restart: which streams tell of epochs."""
+        if event.event in ("epoch_begin", "epoch_end"):
+            self._with_epochs.add(event.at.stream.key)
 
     def tell(self, event: Event, counts: Counts, rules: Iterable[Rule], own: Profile | None) -> None:
         """Tell of a rank's counts as they are at an event: the end of an epoch, or of a run that told of none."""
-        is_due = event.event == "epoch_end" or (event.event == "end" and math.isnan(event.at.epoch))
+        self.note(event)
+        key = event.at.stream.key
+        is_due = event.event == "epoch_end" or (event.event == "end" and key not in self._with_epochs)
+        if event.event == "end":
+            self._with_epochs.discard(key)
         if own is None or METRIC not in own.metrics or not is_due:
             return
         names = [rule.name for rule in rules if rule.profile == own.name and rule.spec.over == "step"]

@@ -72,6 +72,7 @@ class Rules:
     def restore(self, events: Iterable[Event], rows: Iterable[Mapping[str, Any]]) -> None:
         """Resume after a restart, before anything is added: events of runs that go on, and their findings."""
         for event in events:
+            self._series.note(event)
             if event.event == "start":
                 self._begin(event)
         for row in rows:
