@@ -107,6 +107,15 @@ def load(root: Path, flags: Mapping[str, Any], environ: Mapping[str, str] = os.e
     raise ConfigError(f"settings that cannot be used: {'; '.join(problems)}")
 
 
+def sources(root: Path, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Where each setting comes from that a collector of this folder would have without flags: the file or the variable;
+    "default" for the rest."""
+    from_file, _ = _from_file(root / FILE_NAME)
+    variables = {key: f"{ENVIRONMENT_PREFIX}{key.upper()}" for key in _from_environment(environ)}
+    known = {key: str(root / FILE_NAME) for key in from_file} | variables
+    return {key: known.get(key, "default") for key in Config.model_fields}
+
+
 def _from_file(path: Path) -> tuple[dict[str, Any], list[str]]:
     """The settings of a file, and what is wrong with it beside them."""
     try:
