@@ -440,6 +440,24 @@ def test_a_watched_model_can_be_copied_and_pickled(offline: dict[str, Any]) -> N
     copy.deepcopy(optimizer)
 
 
+def test_what_is_pickled_of_a_watched_model_can_be_read_where_sidestep_is_not(offline: dict[str, Any]) -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 3))
+    optimizer = sgd(model)
+    run = sidestep.watch(model, optimizer, every=1, probes={"activations": 1, "logits": 1}, **offline)
+    for step in range(3):
+        take_step(model, optimizer, step)
+    pickles = pickle.dumps(model), pickle.dumps(copy.deepcopy(model))  # a step is open: hooks hang
+    assert sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()) >= 3
+    run.finish(timeout=0)
+    for one in pickles:
+        assert b"sidestep" not in one
+        thawed = pickle.loads(one)
+        assert torch.equal(thawed(batch(0)), model(batch(0)))
+        compiled = torch.compile(thawed, backend="eager", fullgraph=True)
+        assert torch.equal(compiled(batch(0)), model(batch(0)))
+    torch._dynamo.reset()
+
+
 def test_compiling_a_watched_model_compiles_it_once(offline: dict[str, Any]) -> None:
     compilations: list[int] = []
 

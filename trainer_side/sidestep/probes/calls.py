@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ class Calls:
     """A forward pre-hook that counts.
 
     A copy or a pickle of the model carries a hook that does nothing, so that models can be copied and saved as if
-    they were not watched.
+    they were not watched, and read where sidestep is not installed.
 
     Attributes:
         samples: first dimensions of the model's first tensor argument, added up while it trains.
@@ -76,8 +76,8 @@ class Calls:
         self._to_repeat = 0
         return False
 
-    def __reduce__(self) -> tuple[Callable[[], Any], tuple[()]]:
-        return silent, ()
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return silent()
 
 
 class Hook:
@@ -103,14 +103,13 @@ class Hook:
         except Exception as error:  # noqa: BLE001 - it would end the training
             self._fail(error)
 
-    def __reduce__(self) -> tuple[Callable[[], Any], tuple[()]]:
-        return silent, ()
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return silent()
 
 
-def nothing(*_call: Any) -> None:
-    """What stands in a copied model in place of a hook of ours."""
+def silent() -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """What stands in a copied or pickled model in place of a hook of ours, for `__reduce__`.
 
-
-def silent() -> Callable[..., None]:
-    """Unpickles as a hook that does nothing."""
-    return nothing
+    It takes anything, does nothing, returns None, and is Python's own: a pickle can be read where sidestep is not.
+    """
+    return getattr, (nullcontext(), "__exit__")
