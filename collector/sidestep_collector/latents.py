@@ -34,6 +34,10 @@ CHANNELS_SHOWN: Final = 4
 PLANES: Final = ("axial", "coronal", "sagittal")
 #: Pixels that the shorter side of a slice has at least: smaller ones are enlarged by a whole factor.
 TILE_PIXELS: Final = 32
+#: Pixels that its longer side has at most: of more, every so manieth is drawn. A row of 4 million is no page.
+TILE_PIXELS_MAX: Final = 256
+#: Pixels of a grid: of more samples or channels the first ones are drawn.
+PAGE_PIXELS: Final = 1 << 22
 _GAP: Final = 2
 #: Percentiles between which the grey scale runs: a few outliers must not make all else grey.
 _SCALE: Final = (1.0, 99.0)
@@ -193,8 +197,10 @@ def limits(*of: Floats) -> Limits:
 
 def grid(latents: Floats, plane: str) -> NDArray[np.uint8]:
     """Samples as rows, channels as columns: the middle slices in one plane, on one grey scale."""
-    scale = limits(latents)
-    return tiled([[grey(tile, scale) for tile in sample] for sample in middle(latents, plane)[:, :CHANNELS_MAX]])
+    scale, slices = limits(latents), middle(latents, plane)
+    room = max(1, PAGE_PIXELS // grey(slices[0, 0], scale).size)
+    columns = min(slices.shape[1], CHANNELS_MAX, room)
+    return tiled([[grey(tile, scale) for tile in sample[:columns]] for sample in slices[: max(1, room // columns)]])
 
 
 def overview(latents: Floats) -> NDArray[np.uint8]:
@@ -214,10 +220,13 @@ def compared(real: Floats, generated: Floats) -> NDArray[np.uint8]:
 
 
 def grey(tile: Floats, scale: Limits) -> NDArray[np.uint8]:
-    """A slice as grey values, enlarged so that its shorter side has at least 32 pixels; what is not finite is black."""
+    """A slice as grey values, enlarged so that its shorter side has 32 pixels or more as long as the longer one has no
+    more than 256; what is not finite is black."""
+    stride = -(-max(tile.shape) // TILE_PIXELS_MAX)
+    tile = tile[::stride, ::stride]
     share = (np.nan_to_num(tile, nan=scale.low) - scale.low) / (scale.high - scale.low)
     values = np.rint(np.clip(share, 0.0, 1.0) * 255).astype(np.uint8)
-    factor = -(-TILE_PIXELS // min(tile.shape))
+    factor = max(1, min(-(-TILE_PIXELS // min(tile.shape)), TILE_PIXELS_MAX // max(tile.shape)))
     return values.repeat(factor, axis=0).repeat(factor, axis=1)
 
 

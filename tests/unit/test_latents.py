@@ -72,6 +72,15 @@ def test_a_grid_has_a_row_for_each_sample_and_a_column_for_each_channel():
     np.testing.assert_array_equal(page[2 + 38 : 2 + 38 + 36, 2 + 2 * 62 : 2 + 2 * 62 + 60], expected)
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1, 300_000), (20_000, 1, 2, 2), (300, 70, 2, 3, 4), (1, 2, 2000, 3)])
+def test_pictures_of_odd_shapes_stay_small(shape):
+    x = rng.normal(size=shape)
+    for plane in latents.planes(x):
+        assert latents.grid(x, plane).size < 2 * latents.PAGE_PIXELS
+    assert max(latents.overview(x).shape) < 12 * 260
+    assert max(latents.compared(x, x).shape) < 12 * 260
+
+
 def test_a_bfloat16_tensor_is_read_as_the_float32_that_it_is_the_upper_half_of():
     upper = (np.array([1.0, -2.5], "<f4").view("<u4") >> 16).astype("<u2")
     read = latents.array(Tensor(Moment(STREAM, 0, 0, 0, 0.0), "x", "bfloat16", (2,), upper.tobytes()))
