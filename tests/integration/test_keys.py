@@ -110,18 +110,6 @@ def test_the_right_key_loses_nothing_beside_a_wrong_one_and_none(guarded):
     assert guarded.access()["refused"] >= 1
 
 
-def test_a_key_that_was_made_for_another_collector_fits_not(guarded):
-    key = guarded.new("alice")
-    keys = guarded.place.root / "keys"
-    (keys / "collector.key").unlink()
-    guarded.new("bob")
-    guarded.up()
-    numbers, words, errors = guarded.end(guarded.train("r", key))
-    assert numbers == (0, 403, 0)
-    assert "does not fit the collector" in words
-    assert errors.count("does not fit the collector") == 1
-
-
 def test_a_key_at_a_collector_that_asks_for_none_is_not_left_out(guarded):
     key = guarded.new("alice")
     guarded.place.up("--listen", guarded.address)
@@ -149,18 +137,6 @@ def test_a_revoked_key_is_cut_while_another_goes_on_and_may_come_back(guarded):
     assert done.returncode == 0, done.stderr
     assert guarded.place.stored("bad") == 403
     guarded.place.check_whole("good", key_sets=1)
-
-
-def test_a_key_that_is_allowed_later_is_noticed_without_a_restart(guarded):
-    key = guarded.new("alice")
-    public = guarded.place.root / "keys" / "clients" / "alice.pub"
-    public.rename(guarded.place.root / "alice.pub")
-    guarded.up()
-    trainer = guarded.train("r", key)
-    until(lambda: guarded.access()["refused"] >= 1)
-    (guarded.place.root / "alice.pub").rename(public)
-    until(lambda: guarded.place.stored("r") == 202)
-    assert guarded.end(trainer)[0] == (403, 0, 0)
 
 
 def test_sync_status_and_tail_show_keys_or_say_why_not(guarded):

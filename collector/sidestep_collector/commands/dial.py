@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -71,7 +71,8 @@ def ask(address: str, question: dict[str, Any], key: ClientKey | None = None) ->
     """
     with connected(Peer(address, key), zmq.DEALER, endpoints(address).control) as line:
         for _ in range(_TRIES):  # a question is lost where the collector cuts its connections to revoke a key
-            line.socket.send(msgspec.json.encode(question), zmq.NOBLOCK)
+            with suppress(zmq.Again):
+                line.socket.send(msgspec.json.encode(question), zmq.NOBLOCK)
             if line.wait(_ANSWER_SECONDS / _TRIES):
                 return msgspec.json.decode(line.socket.recv_multipart()[-1])
     raise AddressError(f"no collector answers at {address}: `sidestep up` starts one")
