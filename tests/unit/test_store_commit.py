@@ -295,6 +295,20 @@ def test_a_stream_found_dead_is_marked_with_the_next_commit_and_the_lost_may_com
     assert ask(tmp_path, "select run, state from runs order by run") == [("dead", "killed"), ("quiet", "running")]
 
 
+def test_a_lost_stream_may_be_marked_as_running_again_without_a_record_and_a_dead_one_may_not(store, tmp_path):
+    dead, quiet = stream("dead"), stream("quiet")
+    store.commit(batch(block(dead), block(quiet)), {})
+    store.set_state(dead, "killed")
+    store.set_state(quiet, "lost")
+    store.commit(Batch(), {})
+    assert sorted((known.stream.run, known.cause) for known in store.known()) == [("dead", "killed"), ("quiet", "lost")]
+    for each in (dead, quiet):
+        store.set_state(each, "running")
+    store.commit(Batch(), {})
+    assert ask(tmp_path, "select run, state from runs order by run") == [("dead", "killed"), ("quiet", "running")]
+    assert ask(tmp_path, "select ended is null from attempts where run = 'quiet'") == [(True,)]
+
+
 def test_known_streams_survive_a_restart_with_key_sets_until_they_end(tmp_path):
     s, key_set = stream(), KeySet(4, 1, "epoch", ("x", "y"), ("", "sum"))
     with_keys = batch(block(s), key_sets=[(s, key_set)])
