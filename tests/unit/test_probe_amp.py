@@ -17,10 +17,12 @@ from sidestep.probes import amp
 __all__ = ["offline"]
 
 
-def train(used: torch.amp.GradScaler, overflows: Sequence[bool], offline: dict[str, Any], **more: Any) -> None:
+def train(
+    used: torch.amp.GradScaler, overflows: Sequence[bool], offline: dict[str, Any], *, fused: bool = False, **more: Any
+) -> None:
     """Steps of a small network, whose gradients are infinite where said so."""
     model = small_net()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.001)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.001, fused=fused)
     run = sidestep.watch(model, optimizer, **offline, **more)
     for number, is_infinite in enumerate(overflows):
         optimizer.zero_grad()
@@ -45,6 +47,11 @@ def test_steps_left_out_count_with_the_step_that_follows_them(offline) -> None:
 def test_steps_left_out_at_the_beginning_count_too(offline) -> None:
     train(scaler(), [True, True, True, False], offline)
     assert read_scalars(offline["dir"], "train/amp/skipped") == {0: 3.0}
+
+
+def test_a_step_that_a_fused_optimizer_leaves_out_has_a_number(offline) -> None:
+    train(scaler(), [False, True, False], offline, fused=True)
+    assert read_scalars(offline["dir"], "train/amp/skipped") == {0: 0.0, 1: 1.0, 2: 0.0}
 
 
 def test_a_scale_that_grows_is_no_step_left_out(offline) -> None:

@@ -50,8 +50,8 @@ def watch(
     Each optimizer step is counted (the first is 0). On every `every`-th, the learning rate and weight decay, the
     gradient norms, the relative update and the throughput are recorded, for the whole and for each block. Where
     gradients are clipped by `sidestep.clip_grad_norm_`, the norms before and after are recorded at every step. A
-    step that `torch.amp.GradScaler` leaves out because of infinite gradients is no step. What is logged without a
-    step belongs to the step that ended last.
+    step that `torch.amp.GradScaler` leaves out because of infinite gradients is no step, but with a fused optimizer,
+    which decides on its device. What is logged without a step belongs to the step that ended last.
 
     Args:
         model: the model; wrapped (DistributedDataParallel, torch.compile) or not.
