@@ -43,6 +43,11 @@ def meanflow(*, quick: bool) -> list[str]:
     return ["meanflow/train.py", *(("--epochs", "10") if quick else ())]
 
 
+def backward(*, quick: bool) -> list[str]:
+    """440 steps of 20 ms, updates, logits, kinds and times at each tenth; quick: 44 steps."""
+    return ["backward/train.py", *(("--epochs", "2") if quick else ())]
+
+
 def classification(*, quick: bool) -> list[str]:
     """A script that never mentions sidestep, captured: 470 steps of 45 ms; quick: 44 steps of digits."""
     sizes = ("--epochs", "2") if quick else ("--data", "shapes32", "--samples", "4000", "--epochs", "10")
@@ -52,7 +57,13 @@ def classification(*, quick: bool) -> list[str]:
 #: Scripts that are captured as they are.
 UNCHANGED = {"classification/train.py"}
 #: One function an example: its script, and its arguments.
-FAMILIES: dict[str, Callable[..., list[str]]] = {"jepa": jepa, "meanflow": meanflow, "classification": classification}
+FAMILIES: dict[str, Callable[..., list[str]]] = {
+    "jepa": jepa,
+    "meanflow": meanflow,
+    "backward": backward,
+    "classification": classification,
+    "slope": slope,
+}
 
 
 def run(command: list[str], **more: str) -> Took:

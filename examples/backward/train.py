@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lr", type=float, default=0.6, help="typical change of a step, in quanta")
     parser.add_argument("--feedback", type=float, default=1.0, help="0 forgets what rounding takes away")
-    parser.add_argument("--every", type=int, default=5, help="steps from one measurement to the next")
+    parser.add_argument("--every", type=int, default=10, help="steps from one measurement to the next")
     args = parser.parse_args()
 
     rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -100,7 +100,7 @@ def main() -> None:
         model,
         optimizer,
         every=args.every,
-        probes={"effectiveness": {"exact": True}, "kinds": {"phase": "*.phase", "magnitude": "*.magnitude"}},
+        probes={"kinds": {"phase": "*.phase", "magnitude": "*.magnitude"}},
         profile="backward",
         project="backward",
         config=vars(args),
