@@ -46,6 +46,7 @@ def ends_by(place, line, *arguments, options=(), **more):
     place.up("--flush-seconds", "0.1", *options)
     process = place.script(LOGS, *arguments, **more)
     said(process, "logged")
+    until(lambda: place.rows("select * from ingest join runs using (run_uid) where run = 'dies' and watermark = 22"))
     if line is not None:
         process.communicate(line)
     return process
@@ -112,7 +113,7 @@ def test_a_process_that_died_and_left_no_journal_was_killed(place):
 
 
 def test_a_host_that_falls_silent_is_lost_and_running_again_when_it_speaks(place):
-    process = ends_by(place, None, "elsewhere", options=("--silent-seconds", "1", "--no-take-leftovers"))
+    process = ends_by(place, None, "elsewhere", options=("--silent-seconds", "4", "--no-take-leftovers"))
     process.send_signal(signal.SIGSTOP)
     until(lambda: place.rows("select * from runs where state = 'lost'"))
     details = the_post_mortem(place)
@@ -130,7 +131,7 @@ def test_a_host_that_falls_silent_is_lost_and_running_again_when_it_speaks(place
 
 
 def test_a_collector_that_starts_again_tells_of_one_that_is_lost_no_second_time(place):
-    options = ("--flush-seconds", "0.1", "--silent-seconds", "0.5", "--no-take-leftovers")
+    options = ("--flush-seconds", "0.1", "--silent-seconds", "3", "--no-take-leftovers")
     process = ends_by(place, None, "elsewhere", options=options[2:])
     process.send_signal(signal.SIGSTOP)
     until(lambda: place.rows("select * from runs where state = 'lost'"))
