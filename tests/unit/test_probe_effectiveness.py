@@ -212,9 +212,9 @@ def test_an_optimizer_that_nobody_knows_is_said_once(offline: dict[str, Any], mo
 
 
 def test_nothing_expected_and_nothing_done_is_no_loss() -> None:
-    assert ratios(torch.zeros(7), 5).tolist() == [1.0, 1.0, 0.0, 1.0, 0.0, 0.0]
+    assert ratios(torch.zeros(7), 5).tolist() == [1.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0]
     done, unexpected = torch.zeros(7), torch.zeros(7)
     done[[1, 2, 5]] = 4.0  # expected, not done
-    assert ratios(done, 5).tolist() == [0.0, 0.0, 1.0, 0.0, 0.0, 0.0]
+    assert ratios(done, 5).tolist() == [0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 2.0, 0.0]
     unexpected[[0, 2, 4, 6]] = 4.0
     assert ratios(unexpected, 5)[:2].tolist() == [float("inf"), 0.0]
