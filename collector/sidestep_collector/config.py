@@ -10,7 +10,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Annotated, Any, Final, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -46,6 +46,9 @@ class Config(BaseModel):
     analysers: tuple[str, ...] = Field(
         default=(), description="analysers of your own, module:Class, with commas between"
     )
+    analyser_memory: dict[str, Annotated[int, Field(ge=1, le=1 << 20)]] = Field(
+        default_factory=dict[str, int], description='values of a tag that an analyser looks at, as JSON: {"flow": 128}'
+    )
     rules: dict[str, Override] = Field(
         default_factory=dict[str, Override], description='rules set otherwise, as JSON: {"frozen_block": false}'
     )
@@ -54,7 +57,7 @@ class Config(BaseModel):
         default="warning", description="least severity that is posted: info, warning or critical"
     )
 
-    @field_validator("rules", mode="before")
+    @field_validator("rules", "analyser_memory", mode="before")
     @classmethod
     def _from_json(cls, given: object) -> object:
         return json.loads(given) if isinstance(given, str) else given

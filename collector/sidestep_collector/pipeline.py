@@ -81,7 +81,7 @@ class Pipeline:
         self._answer = answer
         self._decoder = Decoder()
         self._intake = Intake(sockets, self.registry, self._decoder, Quarantine(root / "quarantine"), self.counters)
-        self._analysis = Analysis(load(config.analysers), self.counters)
+        self._analysis = Analysis(load(config.analysers, config.analyser_memory), self.counters)
         self.vigil = Vigil(config.silent_seconds, config.hang_seconds, self.live.latest)
         self._epochs = EpochAggregator()
         self._wishes = Wishes()

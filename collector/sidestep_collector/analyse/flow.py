@@ -14,7 +14,7 @@ from sidestep_collector.blocks import Text
 PREFIX: Final = "train/gradients/"
 CLASSES: Final = ("uniform", "sparse", "vanishing", "exploding")
 UNIFORM, SPARSE, VANISHING, EXPLODING = range(4)
-#: Norms of an epoch that are averaged: its last ones.
+#: Norms of an epoch that are averaged: its last ones, where settings say no other number.
 MEMORY: Final = 64
 #: A block is a bottleneck where its norm is below this share of the median.
 BOTTLENECK_SHARE: Final = 0.1
@@ -93,12 +93,13 @@ class Flow(Analyser):
         "train/flow/bottleneck_share/<block>",
     )
     memory = MEMORY
+    has_settable_memory = True
     when = "epochs"
 
     def add(self, span: Span) -> Iterator[Given]:
         """See `Analyser`."""
         for end in span.ended:
-            norms = _norms(span, end)
+            norms = _norms(span, end, self.memory)
             if len(norms) >= 2:
                 yield from _given(end, norms)
 
@@ -129,12 +130,12 @@ def _shares(norms: dict[str, Floats]) -> dict[str, float]:
     return dict(zip(norms, slow.mean(axis=1).tolist(), strict=True))
 
 
-def _norms(span: Span, end: EpochEnd) -> dict[str, Floats]:
+def _norms(span: Span, end: EpochEnd, memory: int) -> dict[str, Floats]:
     """The last norms of each block in the epoch."""
     norms: dict[str, Floats] = {}
     for tag, series in span.series.items():
         stop = int(np.searchsorted(series.seq, end.at.seq, side="right"))
-        last = slice(max(0, stop - MEMORY), stop)
+        last = slice(max(0, stop - memory), stop)
         values = series.values[last][np.floor(series.epoch[last]) == end.epoch]
         if len(values):
             norms[tag.removeprefix(PREFIX)] = values

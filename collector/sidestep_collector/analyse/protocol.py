@@ -118,6 +118,7 @@ class Analyser(ABC):
         tensors: names of tensors, or patterns.
         gives: tags of what it gives, or patterns.
         memory: how many values of each tag before the new ones it needs.
+        has_settable_memory: whether a collector's settings may say another `memory`.
         keeps_tensors: whether it needs the last tensor of each name before the new ones.
         when: "records": `add` is called when there are new values or tensors; "epochs": when an epoch ended.
     """
@@ -127,6 +128,7 @@ class Analyser(ABC):
     tensors: tuple[str, ...] = ()
     gives: tuple[str, ...] = ()
     memory: int = 0
+    has_settable_memory: bool = False
     keeps_tensors: bool = False
     when: Literal["records", "epochs"] = "records"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, Final
@@ -30,17 +30,25 @@ BUILT_IN: Final = {
 GROUP: Final = "sidestep.analysers"
 
 
-def load(named: Sequence[str] = ()) -> list[Analyser]:
+def load(named: Sequence[str] = (), memory: Mapping[str, int] | None = None) -> list[Analyser]:
     """All analysers of a collector: built-in ones, those of installed packages, and `named` ones.
 
     Args:
         named: "module:Class" each.
+        memory: how many values some are to look at, by their names.
 
     Raises:
-        ConfigError: a named one cannot be loaded; all that cannot are told at once.
+        ConfigError: a named one cannot be loaded, or has no memory that can be set; all that cannot are told at once.
     """
     found = [_made(getattr(import_module(module), kind)) for module, kind in BUILT_IN.values()]
-    return [*found, *_installed(), *_named(named)]
+    found += [*_installed(), *_named(named)]
+    settable = {analyser.name: analyser for analyser in found if analyser.has_settable_memory}
+    fixed = sorted(set(memory or {}) - set(settable))
+    if fixed:
+        raise ConfigError(f"analyser_memory: {', '.join(fixed)}: it can be set of {', '.join(sorted(settable))} alone")
+    for name, count in (memory or {}).items():
+        settable[name].memory = count
+    return found
 
 
 def _installed() -> Iterable[Analyser]:
