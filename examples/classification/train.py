@@ -44,7 +44,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         args.amp = True
     if args.trouble == "plateau":
         args.data, args.num_classes = "shapes32", 100
-        args.label_smoothing, args.weight_decay, args.lr = 0.3, 0.02, 0.3
+        args.label_smoothing, args.weight_decay = 0.3, 0.05
     if args.trouble == "vanishing":
         args.weight_decay = 0.0
     return args
