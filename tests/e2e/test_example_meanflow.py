@@ -14,7 +14,7 @@ import torch
 import yaml
 from PIL import Image
 from support.families import missing_of, shown_tags, stored_tags
-from support.place import Place, ended
+from support.place import Place
 
 from sidestep_schemas.epoch import FIELDS
 
@@ -46,12 +46,19 @@ def command(script, *arguments, **diagnostics):
     return (str(FOLDER / script), *small, *arguments)
 
 
+def run_to_its_end(place, *words):
+    """Run a training; what it printed. Loading torch takes a minute where many tests run at once."""
+    process = place.start(sys.executable, *words, **FAST)
+    out, errors = process.communicate(timeout=170)
+    assert process.returncode == 0, errors
+    return out
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """The place and the run of a short training."""
     place = Place(tmp_path_factory.mktemp("meanflow") / "data")
-    process = place.start(sys.executable, *command("train.py", "--batch-size", str(BATCH), "--clip", "2"), **FAST)
-    assert "lost 0" in ended(process)
+    assert "lost 0" in run_to_its_end(place, *command("train.py", "--batch-size", str(BATCH), "--clip", "2"))
     [(run,)] = place.rows("select run from runs")
     yield place, run
     place.close()
@@ -337,7 +344,7 @@ def test_the_settings_of_the_run_lie_beside_its_events(trained):
 def test_what_is_switched_off_does_not_arrive_and_the_rest_does(place):
     off = ("grad_block_norms", "meanflow_norms", "time_sampling_stats", "ema_divergence", "performance_counters")
     said = dict.fromkeys((*off, "latent_histograms"), False) | {"json_every_n_epochs": 2, "log_every_n_steps": 3}
-    ended(place.start(sys.executable, *command("train.py", "--batch-size", str(BATCH), **said), **FAST))
+    run_to_its_end(place, *command("train.py", "--batch-size", str(BATCH), **said))
     [(run,)] = place.rows("select run from runs")
     tags = stored_tags(place, run)
     gone = (
@@ -359,8 +366,7 @@ def test_what_is_switched_off_does_not_arrive_and_the_rest_does(place):
 
 def test_two_ranks_are_one_run_whose_samples_are_counted_together(place):
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    done = place.sidestep("run", "--", *launcher, *command("train.py"), **FAST)
-    assert done.returncode == 0, done.stderr
+    run_to_its_end(place, "-m", "sidestep", "run", "--", *launcher, *command("train.py"))
     [(run,)] = place.rows("select run from runs")
     place.check_whole(run)
     query = "select step, value from points_over_ranks where run = ? and metric = ? order by step"
@@ -377,9 +383,7 @@ def test_two_ranks_are_one_run_whose_samples_are_counted_together(place):
 
 def test_the_same_training_with_lightning_has_every_quantity_too(place):
     pytest.importorskip("lightning")
-    process = place.start(sys.executable, "-W", "ignore", *command("lightning_train.py"), **FAST)
-    _, errors = process.communicate(timeout=170)
-    assert process.returncode == 0, errors
+    run_to_its_end(place, "-W", "ignore", *command("lightning_train.py"))
     [(run,)] = place.rows("select run from runs")
     assert missing_of("meanflow", stored_tags(place, run)) == []
     assert missing_of("meanflow", shown_tags(place, run, project="meanflow")) == []
