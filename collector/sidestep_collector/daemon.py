@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
@@ -20,10 +20,12 @@ from sidestep_collector.leftovers import LeftoverWatch
 from sidestep_collector.logs import configure
 from sidestep_collector.pipeline import Pipeline
 from sidestep_collector.receive import Sockets, reaches_out
-from sidestep_collector.serve import Endpoint
 from sidestep_collector.store import Store
 from sidestep_collector.telemetry import disk_free_bytes, journal_bytes, not_ready
 from sidestep_schemas.errors import ConfigError, FolderError
+
+if TYPE_CHECKING:
+    from sidestep_collector.serve import Endpoint
 
 log: Any = structlog.get_logger()
 
@@ -115,6 +117,8 @@ def _ring(root: Path, config: Config, address: str) -> KeyRing | None:
 def _endpoint(config: Config, document: Callable[[], dict[str, Any]]) -> Endpoint | None:
     if config.metrics_port is None:
         return None
+    from sidestep_collector.serve import Endpoint  # noqa: PLC0415 - HTTP and Prometheus, where they are asked for
+
     endpoint = Endpoint(config.metrics_host, config.metrics_port, document, insecure=config.insecure)
     endpoint.start()
     log.info("serving /healthz, /readyz and /metrics", url=endpoint.url)
