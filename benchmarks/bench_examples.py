@@ -54,6 +54,11 @@ def classification(*, quick: bool) -> list[str]:
     return ["classification/train.py", *sizes]
 
 
+def slope(*, quick: bool) -> list[str]:
+    """3840 steps of 5 ms, every loss, curvature and noise; quick: 240 steps."""
+    return ["slope/train.py", *(("--samples", "4096") if quick else ())]
+
+
 #: Scripts that are captured as they are.
 UNCHANGED = {"classification/train.py"}
 #: One function an example: its script, and its arguments.
