@@ -153,6 +153,21 @@ METRICS: Final[tuple[Metric, ...]] = (
         sharded="l2",
     ),
     Metric(
+        "train/kinds/<kind>/gradient_norm",
+        "gradient norm of a kind",
+        "",
+        TIER_STEP,
+        "L2 norm of the gradient over the parameters of a kind: of phases, of magnitudes; the kinds that the probe `kinds` was told.",
+        sharded="l2",
+    ),
+    Metric(
+        "train/kinds/<pair>/gradient_correlation",
+        "correlation of two kinds",
+        "",
+        TIER_STEP,
+        "Pearson's correlation of the absolute gradients of two kinds over the elements of equal place, estimated from at most 1024 elements of each parameter: near 1 where both learn the same, 0 where one has the same gradient everywhere.",
+    ),
+    Metric(
         "train/gradients/nonfinite_count",
         "non-finite gradients",
         "",
@@ -168,21 +183,6 @@ METRICS: Final[tuple[Metric, ...]] = (
         TIER_STEP,
         "Share of the gradient's elements that are exactly zero, estimated from a sample of at most 1024 elements of each parameter.",
         sharded="mean:train/gradient/elements",
-    ),
-    Metric(
-        "train/kinds/<kind>/gradient_norm",
-        "gradient norm of a kind",
-        "",
-        TIER_STEP,
-        "L2 norm of the gradient over the parameters of a kind: of phases, of magnitudes; the kinds that the probe `kinds` was told.",
-        sharded="l2",
-    ),
-    Metric(
-        "train/kinds/<pair>/gradient_correlation",
-        "correlation of two kinds",
-        "",
-        TIER_STEP,
-        "Pearson's correlation of the absolute gradients of two kinds over the elements of equal place, estimated from at most 1024 elements of each parameter: near 1 where both learn the same, 0 where one has the same gradient everywhere.",
     ),
     Metric(
         "train/gradients/cosine_previous",
