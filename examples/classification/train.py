@@ -31,7 +31,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num-classes", type=int, choices=(10, 100), default=10, help="of shapes32")
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--lr", type=float, default=0.1)
+    parser.add_argument("--lr", type=float, default=0.05)
     parser.add_argument("--weight-decay", type=float, default=1e-4)
     parser.add_argument("--label-smoothing", type=float, default=0.0)
     parser.add_argument("--clip", type=float, default=5.0, help="limit of the gradient's norm")
@@ -44,7 +44,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         args.amp = True
     if args.trouble == "plateau":
         args.data, args.num_classes = "shapes32", 100
-        args.label_smoothing, args.weight_decay = 0.3, 0.05
+        args.label_smoothing, args.weight_decay, args.lr = 0.3, 0.05, 0.1
     if args.trouble == "vanishing":
         args.weight_decay = 0.0
     return args
