@@ -30,7 +30,7 @@ def exact_norm(*tensors: Tensor) -> float:
 
 @pytest.mark.parametrize("name", registry.BUILT_IN)
 def test_every_tag_of_a_probe_is_in_the_catalogue(name: str) -> None:
-    settings = {"curvature": {"loss": print}, "features": {"modules": ["head"]}}
+    settings = {"curvature": {"loss": print}, "features": {"modules": ["head"]}, "kinds": {"phase": "*.phase"}}
     (probe,) = [probe for probe in registry.chosen({name: settings.get(name, True)}) if probe.name == name]
     assert set(probe.tags) <= {metric.tag for metric in METRICS}
     assert 0 <= probe.cost <= 4
