@@ -113,7 +113,17 @@ def test_runs_can_be_named_and_a_loss_that_nobody_has_is_an_error(root):
 
 
 def test_averages_are_over_stretches_that_end_where_they_say():
-    series = Series(np.array([0.125, 0.25, 0.375, 0.5, 0.75]), np.array([1.0, 3.0, 5.0, np.nan, 8.0]), True)
+    series = Series(np.array([0.1875, 0.25, 0.375, 0.5, 0.75]), np.array([1.0, 3.0, 5.0, np.nan, 8.0]), True)
     found = series.averaged(0.25)
-    np.testing.assert_allclose(found.n, [np.sqrt(0.125 * 0.25), 0.375, 0.75])
+    np.testing.assert_allclose(found.n, [np.sqrt(0.1875 * 0.25), 0.375, 0.75])
     np.testing.assert_allclose(found.values, [2.0, 5.0, 8.0])
+    np.testing.assert_allclose(found.cumulants[0], [(np.log(0.25 / 0.1875) / 2) ** 2, 0, 0], atol=1e-12)
+
+
+def test_a_stretch_that_runs_over_decades_is_left_out_and_the_others_are_told_exactly():
+    n = (np.arange(64 * 4) + 1) / 64
+    found = Series(n, 2 * n**-0.7, True).averaged(0.25)
+    assert len(found.n) == 15
+    spread, third = found.cumulants
+    told = 2 * np.exp(-0.7 * np.log(found.n) + 0.7**2 * spread / 2 - 0.7**3 * third / 6)
+    np.testing.assert_allclose(found.values, told, rtol=1e-4)

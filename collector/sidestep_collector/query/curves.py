@@ -133,7 +133,7 @@ def early_slope(n: Floats, loss: Floats, *, first: float = 5.0, last: float = 15
     return Slope(slope, se, slope - reach, slope + reach, 1 - rss / total if total else 1.0, len(x))
 
 
-def fit_power_law(n: Floats, loss: Floats, *, floor: bool = True) -> PowerLaw | None:
+def fit_power_law(n: Floats, loss: Floats, *, floor: bool = True, cumulants: Floats | None = None) -> PowerLaw | None:
     """Fit L = c + a n^-b, with the profile interval of b.
 
     The interval holds every b whose residual sum of squares is within a factor 1 + t^2 / (m - p) of the least, t being
@@ -144,21 +144,28 @@ def fit_power_law(n: Floats, loss: Floats, *, floor: bool = True) -> PowerLaw | 
         n: times; shape (points,).
         loss: losses; shape (points,). Those that are not finite are left out.
         floor: whether there is a constant c, of at least 0; else c = 0.
+        cumulants: where each loss is a mean over a stretch of times and n their geometric mean: variance and third
+            cumulant of log n inside of each stretch; shape (2, points). The mean of n^-b over a stretch is then
+            exp(-b log n + b^2 variance / 2 - b^3 third / 6) but for the fourth cumulant: without them the first
+            stretches of a curve, which are wide in log n, bend the fit.
 
     Returns:
         None with fewer than `POINTS_MIN` points, or where the loss does not fall.
     """
     chosen = np.isfinite(loss) & (n > 0)
     n, loss = n[chosen], loss[chosen]
+    inside = np.zeros((2, len(n))) if cumulants is None else cumulants[:, chosen]
     if len(n) < POINTS_MIN:
         return None
     scale = n[-1]
     seen: list[tuple[Floats, Floats]] = []
-    solved, best = _zoom(_power(n / scale), _EXPONENTS, loss, constant=floor, zooms=_ZOOMS, points=60, seen=seen)
+    solved, best = _zoom(
+        _power(n / scale, inside), _EXPONENTS, loss, constant=floor, zooms=_ZOOMS, points=60, seen=seen
+    )
     b, a, c, rss = best, float(solved.a), float(solved.c), float(solved.rss)
     if a <= 0:
         return None
-    residuals = loss - c - a * (n / scale) ** -b
+    residuals = loss - c - a * _power(n / scale, inside)(np.array([b]))[0]
     worth = points_worth(residuals)
     freedom = max(worth - (3 if floor else 2), 1.0)
     quantile = _t_quantile(freedom)
@@ -178,11 +185,11 @@ def fit_power_law(n: Floats, loss: Floats, *, floor: bool = True) -> PowerLaw | 
     )
 
 
-def find_burn_in(n: Floats, loss: Floats) -> BurnIn | None:
+def find_burn_in(n: Floats, loss: Floats, *, cumulants: Floats | None = None) -> BurnIn | None:
     """Where the burn-in ends: the start of the window [start, end] with the least AIC by point over four laws.
 
-    Of windows whose criterion is within one standard error of the least, sqrt(2 / m), the longest is taken: among
-    windows that hold no burn-in chance decides otherwise.
+    Of windows whose criterion is within two standard errors of the least, 2 sqrt(2 / m), the longest is taken: among
+    windows that hold no burn-in chance would decide, and one chosen for its small residuals has intervals too narrow.
 
     The laws are a n^-b; c + a n^-b; c + a exp(-n / tau); and a power law whose exponent changes at one time. AIC =
     m ln(RSS / m) + 2 k for m points and k parameters, the variance counted (Burnham & Anderson 2002, section 2.2), with
@@ -192,23 +199,25 @@ def find_burn_in(n: Floats, loss: Floats) -> BurnIn | None:
     Args:
         n: times; shape (points,).
         loss: losses; shape (points,). Those that are not finite are left out, with their times.
+        cumulants: as `fit_power_law` takes them.
 
     Returns:
         None with fewer than 2 `POINTS_MIN` points.
     """
     known = np.flatnonzero(np.isfinite(loss) & (n > 0))
     n, loss = n[known], loss[known]
+    inside = np.zeros((2, len(n))) if cumulants is None else cumulants[:, known]
     if len(n) < 2 * POINTS_MIN:
         return None
     latest = min(int(len(n) * (1 - _WINDOW_SHARE_MIN)), len(n) - POINTS_MIN)
     starts = np.unique(np.linspace(0, latest, min(_STARTS_MAX, latest + 1)).astype(np.int64))
     found: dict[Law, tuple[float, int]] = {}
     least_of: dict[Law, float] = {}
-    for law, parameters, rss in _laws(n, loss, starts):
+    for law, parameters, rss in _laws(n, loss, starts, inside):
         criteria = _aic_per_point(rss, len(n) - starts, parameters + 1)
         least = least_of[law] = float(criteria.min())
         # of a Gaussian log-likelihood each point adds a variance of 1/2, and the criterion is -2 times its mean
-        best = int(np.flatnonzero(criteria <= least + np.sqrt(2 / (len(n) - starts)))[0])
+        best = int(np.flatnonzero(criteria <= least + 2 * np.sqrt(2 / (len(n) - starts)))[0])
         found[law] = (float(criteria[best]), int(starts[best]))
     law = min(found, key=lambda entry: least_of[entry])
     criterion, start = found[law]
@@ -281,21 +290,26 @@ def _around(grid: Floats, best: int, points: int) -> Floats:
     return low * (high / low) ** (np.arange(points) / (points - 1))
 
 
-def _power(time: Floats) -> Basis:
-    logarithm = np.log(time)
-    return lambda exponents: np.exp(-exponents[:, None] * logarithm)
+def _power(time: Floats, cumulants: Floats) -> Basis:
+    logarithm, variance, third = np.log(time), cumulants[0] / 2, cumulants[1] / 6
+
+    def basis(exponents: Floats) -> Floats:
+        b = exponents[:, None]
+        return np.exp(-b * (logarithm - b * (variance - b * third)))
+
+    return basis
 
 
-def _decay(time: Floats) -> Basis:
+def _decay(time: Floats, _cumulants: Floats) -> Basis:
     return lambda shares: np.exp(-time / shares[:, None])
 
 
-def _laws(n: Floats, loss: Floats, starts: NDArray[np.int64]) -> Iterator[tuple[Law, int, Floats]]:
+def _laws(n: Floats, loss: Floats, starts: NDArray[np.int64], cumulants: Floats) -> Iterator[tuple[Law, int, Floats]]:
     """Each law, its number of parameters, and its least residual squares for the window from each start."""
     time = n / n[-1]
-    yield "power", 2, _least(_power, _EXPONENTS, time, loss, starts, constant=False)
-    yield "power + c", 3, _least(_power, _EXPONENTS, time, loss, starts, constant=True)
-    yield "exp + c", 3, _least(_decay, _TIME_SHARES, time, loss, starts, constant=True)
+    yield "power", 2, _least(_power, _EXPONENTS, time, loss, starts, cumulants=cumulants, constant=False)
+    yield "power + c", 3, _least(_power, _EXPONENTS, time, loss, starts, cumulants=cumulants, constant=True)
+    yield "exp + c", 3, _least(_decay, _TIME_SHARES, time, loss, starts, cumulants=cumulants, constant=True)
     yield "broken power", 4, _least_broken(time, loss, starts)
 
 
@@ -305,23 +319,24 @@ def _suffix(values: Floats, starts: NDArray[np.int64]) -> Floats:
 
 
 def _least(
-    basis: Callable[[Floats], Basis],
+    basis: Callable[[Floats, Floats], Basis],
     grid: Floats,
     time: Floats,
     loss: Floats,
     starts: NDArray[np.int64],
     *,
+    cumulants: Floats,
     constant: bool,
 ) -> Floats:
     """Least residual squares over all shapes, for the window from each start to the end: float64 (len(starts),).
 
     Suffix sums give the best of the grid for all windows at once; around it each window draws its own grid closer.
     """
-    near = _nearest(basis(time)(grid), loss, starts, constant=constant)
+    near = _nearest(basis(time, cumulants)(grid), loss, starts, constant=constant)
     least = np.empty(len(starts))
     for at, (start, best) in enumerate(zip(starts.tolist(), near.tolist(), strict=True)):
-        window = loss[start:]
-        solved, _ = _zoom(basis(time[start:]), _around(grid, best, 9), window, constant=constant, zooms=1, points=9)
+        window, within = loss[start:], basis(time[start:], cumulants[:, start:])
+        solved, _ = _zoom(within, _around(grid, best, 9), window, constant=constant, zooms=1, points=9)
         least[at] = max(solved.rss, _NOTHING * (window @ window))
     return least
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Final
 
 import duckdb
 import numpy as np
@@ -30,6 +30,9 @@ _POINTS = """
 select run, step, value from points_current
 where rank = 0 and step >= 0 and metric = $metric and list_contains($runs, run) order by run, step"""
 
+#: Variance of log n inside of a stretch from which on two cumulants no longer say what the mean of a power law is.
+_SPREAD_MAX: Final = 0.1
+
 
 @dataclass(frozen=True, slots=True)
 class Series:
@@ -39,17 +42,20 @@ class Series:
         n: epochs done, float64 (points,), rising; steps where the run told of no epochs.
         values: float64 (points,).
         in_epochs: whether n counts epochs.
+        cumulants: of means over stretches, variance and third cumulant of log n inside of each, float64 (2, points);
+            None of values as they were logged.
     """
 
     n: Floats
     values: Floats
     in_epochs: bool
+    cumulants: Floats | None = None
 
     def averaged(self, width: float) -> Series:
         """Means over successive stretches of `width` of n; NaN and infinities are left out.
 
-        A mean stands at the geometric mean of its times: there a power law n^-b is nearest to its mean, by a
-        relative b^2 / 2 times the variance of log n (at the arithmetic mean it would be b (b + 1) / 2).
+        A mean stands at the geometric mean of its times; how they spread around it goes with it, as the mean of a
+        power law is not its value there. A stretch over which log n runs too far for that is left out: the first.
         """
         known = np.isfinite(self.values)
         n, values = self.n[known], self.values[known]
@@ -59,11 +65,13 @@ class Series:
         stretch = np.ceil(n / width - 1e-9)
         starts = np.flatnonzero(np.concatenate([[True], stretch[1:] != stretch[:-1]]))
         counts = np.diff(np.append(starts, len(n)))
-        return Series(
-            np.exp(np.add.reduceat(np.log(n), starts) / counts),
-            np.add.reduceat(values, starts) / counts,
-            self.in_epochs,
-        )
+        logarithm = np.log(n)
+        centre = np.add.reduceat(logarithm, starts) / counts
+        off = logarithm - np.repeat(centre, counts)
+        cumulants = np.stack([np.add.reduceat(off**power, starts) / counts for power in (2, 3)])
+        means = np.add.reduceat(values, starts) / counts
+        told = cumulants[0] < _SPREAD_MAX
+        return Series(np.exp(centre[told]), means[told], self.in_epochs, cumulants[:, told])
 
 
 def read_series(

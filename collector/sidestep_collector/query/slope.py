@@ -158,9 +158,9 @@ def _run_slope(
     run: str, config: Mapping[str, Any], metric: str, series: Mapping[str, Series], settings: Settings
 ) -> RunSlope:
     curve = series[metric].averaged(settings.width if series[metric].in_epochs else 1.0)
-    burn_in = find_burn_in(curve.n, curve.values)
+    burn_in = find_burn_in(curve.n, curve.values, cumulants=curve.cumulants)
     after = burn_in.start if burn_in else 0
-    law = fit_power_law(curve.n[after:], curve.values[after:], floor=settings.floor)
+    law = _law(curve, after, settings)
     peak_at, peak = _peak(series.get(CURVATURE))
     return RunSlope(
         run=run,
@@ -178,6 +178,11 @@ def _run_slope(
     )
 
 
+def _law(curve: Series, after: int, settings: Settings) -> PowerLaw | None:
+    cumulants = None if curve.cumulants is None else curve.cumulants[:, after:]
+    return fit_power_law(curve.n[after:], curve.values[after:], floor=settings.floor, cumulants=cumulants)
+
+
 def _unit_difference(
     series: Mapping[str, Series], law: PowerLaw | None, after: int, settings: Settings
 ) -> float | None:
@@ -185,7 +190,7 @@ def _unit_difference(
     if nats is None or bits is None or law is None:
         return None
     first, second = (
-        fit_power_law(curve.n[after:], curve.values[after:], floor=settings.floor)
+        _law(curve, after, settings)
         for curve in (one.averaged(settings.width if one.in_epochs else 1.0) for one in (nats, bits))
     )
     if first is None or second is None:
