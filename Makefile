@@ -58,7 +58,7 @@ demo: install ## record a real training: a small network on real images, under t
 	@echo "  (these commands are in $(VENV): first say  . $(BIN)/activate)"
 
 test: install $(VENV)/duckdb2/installed ## run all tests
-	@$(INSIDE) SIDESTEP_TEST_DUCKDB2="$(CURDIR)/$(VENV)/duckdb2" pytest $(ARGS)
+	@$(INSIDE) SIDESTEP_TEST_DUCKDB2="$(CURDIR)/$(VENV)/duckdb2" pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 lint: install ## style, types, and who may import whom
 	@$(INSIDE) ruff check .
