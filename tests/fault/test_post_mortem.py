@@ -139,6 +139,7 @@ def test_a_collector_that_starts_again_tells_of_one_that_is_lost_no_second_time(
     place.up(*options)
     other = place.script(LOGS.replace("dies", "other"), "elsewhere")
     said(other, "logged")
+    until(lambda: place.stored("other") == 22)
     other.send_signal(signal.SIGSTOP)
     until(lambda: place.rows("select * from runs where run = 'other' and state = 'lost'"))
     assert len(post_mortems(place)) == 2
