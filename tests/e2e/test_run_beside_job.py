@@ -198,7 +198,7 @@ def test_a_signal_to_sidestep_run_reaches_the_job(place):
     said(process, "ready")
     process.send_signal(signal.SIGUSR1)
     ended(process, 7)
-    assert place.row("select state from runs") == ("finished",)
+    assert place.row("select state from runs") == ("failed",)
 
 
 def test_a_command_that_cannot_be_run_is_one_line(place):

@@ -57,7 +57,7 @@ def test_what_is_derived_is_stored_shown_and_aggregated_with_its_source(place):
     assert ranks[60] == pytest.approx(features.effective_rank(matrix))
     texts = place.rows("select text from texts where name = 'train/flow/profile'")
     assert [re.sub(r"[^;]*; ", "", text) for (text,) in texts] == ["bottlenecks: stem"] * 4
-    assert place.rows("select count(*) from histograms where name = 'feature_distributions/level0'") == [(5,)]
+    assert place.rows("select count(*) from histograms where name = 'feature_distributions/val_level0'") == [(5,)]
     document = place.document("x", 1)["metrics"]
     bits = [value / math.log(2) for _, value in nats[60:120]]
     assert document["train/loss_bits"]["n"] == 60

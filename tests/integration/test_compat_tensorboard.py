@@ -197,8 +197,9 @@ def test_a_run_of_the_script_s_is_not_ended(offline: dict[str, Any]) -> None:
 def test_an_exception_in_its_block_is_a_failed_run(offline: dict[str, Any]) -> None:
     with pytest.raises(RuntimeError, match="no"), SummaryWriter(**offline):
         raise RuntimeError("no")
-    ends = [json.loads(record.fields[1]) for record in items(offline["dir"], "lifecycle") if record.fields[0] == "end"]
-    assert ends == [{"status": "failed", "error": "RuntimeError: no"}]
+    [end] = [json.loads(record.fields[1]) for record in items(offline["dir"], "lifecycle") if record.fields[0] == "end"]
+    assert (end["status"], end["error"]) == ("failed", "RuntimeError: no")
+    assert end["traceback"].endswith("RuntimeError: no")
 
 
 @pytest.mark.parametrize("name", ["add_graph", "add_pr_curve", "add_video", "add_mesh", "add_custom_scalars"])

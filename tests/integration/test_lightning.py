@@ -199,7 +199,8 @@ def test_an_exception_is_the_end_of_a_failed_run_and_passes_on(offline: dict[str
     with pytest.raises(RuntimeError, match="out of luck"):
         fit(offline, Net(fail_at=3), num_sanity_val_steps=0)
     [(_, end)] = events(offline["dir"], "end")
-    assert end == {"status": "failed", "error": "RuntimeError: out of luck"}
+    assert (end["status"], end["error"]) == ("failed", "RuntimeError: out of luck")
+    assert end["traceback"].endswith("RuntimeError: out of luck")
     assert list(read_scalars(offline["dir"], "train/loss")) == [0, 1, 2]
 
 

@@ -195,7 +195,9 @@ def test_samples_that_a_script_shows_are_taken_instead_of_those_the_model_gets(o
 def test_without_a_sketch_no_hook_stays_on_the_model(offline: dict[str, Any]) -> None:
     model = small_net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    run = sidestep.watch(model, optimizer, probes={"data": {"sketch": 0}, "throughput": False}, **offline)
+    run = sidestep.watch(
+        model, optimizer, probes={"data": {"sketch": 0}, "throughput": False, "validation": False}, **offline
+    )
     assert not model._forward_pre_hooks
     run.batch(batch(0))
     take_step(model, optimizer, 0)

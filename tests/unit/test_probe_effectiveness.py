@@ -103,7 +103,9 @@ def test_a_discrete_optimizer_is_measured_against_its_own_word(offline: dict[str
     model = small_net()
     optimizer = Quantised(model.parameters(), lr=0.01, quantum=0.02)
     run = sidestep.watch(model, optimizer, probes={"effectiveness": 1}, **offline)
-    expected: dict[str, dict[int, float]] = {name: {} for name in (EFFECTIVENESS, COSINE, LOST, SHARE, COUNT, SIZE, ASKED, DONE)}
+    expected: dict[str, dict[int, float]] = {
+        name: {} for name in (EFFECTIVENESS, COSINE, LOST, SHARE, COUNT, SIZE, ASKED, DONE)
+    }
     head: dict[str, dict[int, float]] = {name: {} for name in (EFFECTIVENESS, COSINE, LOST, SHARE)}
     moved: dict[int, float] = {}
     for step in range(6):

@@ -13,6 +13,7 @@ from sidestep_collector.commands.table import as_json, as_text
 from sidestep_collector.profiles import suggested
 from sidestep_collector.query.ending import endings
 from sidestep_collector.query.naming import resolve
+from sidestep_collector.query.report.text import finding
 from sidestep_collector.store import connect
 from sidestep_schemas.layout import data_dir
 
@@ -37,7 +38,7 @@ _EPOCHS = """
 select epoch, count(distinct metric) as metrics, count(distinct rank) as ranks
 from epochs where run = ? group by epoch order by epoch"""
 _FINDINGS = """
-select severity, state, finding, first_step, last_step, count, message, advice[1] as advice
+select severity, state, finding, rule, subject, first_step, last_step, count, message, advice
 from findings where run = ? and state <> 'pending'
 order by state, case severity when 'critical' then 0 when 'warning' then 1 else 2 end, first_step"""
 _FILES = "select path, bytes from files where contains(path, ?) order by path"
@@ -88,6 +89,11 @@ def show(run: str, folder: str | None, as_document: bool) -> None:
     for ending in ended:
         click.echo(f"\n{ending['wall_time']:%Y-%m-%d %H:%M:%S}  rank {ending['rank']} attempt {ending['attempt']}")
         click.echo("\n".join(f"    {line}" for line in ending["said"]))
+    head, body = parts.pop("findings")
+    for row in body:
+        told = dict(zip(head, row, strict=True))
+        click.echo(f"\n{finding(told)}")
+        click.echo("\n".join(f"    change {line}" for line in told["advice"]))
     for name, (head, body) in parts.items():
         if body:
             click.echo(f"\n{name}\n{as_text(head, body)}")

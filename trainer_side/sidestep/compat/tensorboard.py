@@ -155,8 +155,9 @@ class SummaryWriter:
         figures: list[Any] = figure if isinstance(figure, list) else [figure]
         for number, one in enumerate(figures):
             self._image(f"{tag}/{number}" if len(figures) > 1 else tag, global_step, lambda one=one: drawn(one))
-            if close and "matplotlib.pyplot" in sys.modules:
-                sys.modules["matplotlib.pyplot"].close(one)
+            pyplot = sys.modules.get("matplotlib.pyplot")
+            if close and pyplot is not None and isinstance(one, pyplot.Figure):
+                pyplot.close(one)
 
     def add_embedding(self, *_: Any, **__: Any) -> None:
         """Refused: it is said once."""
