@@ -14,7 +14,7 @@ LOCK   := $(UV) pip compile --no-config --universal --python-version 3.11 \
 	--generate-hashes --only-binary :all: --custom-compile-command "make lock" --quiet $(if $(UPGRADE),--upgrade)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench lock clean
+.PHONY: help install demo test test-long lint bench lock clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,8 +57,11 @@ demo: install ## record a real training: a small network on real images, under t
 	@$(INSIDE) sidestep run -- python examples/digits.py
 	@echo "  (these commands are in $(VENV): first say  . $(BIN)/activate)"
 
-test: install $(VENV)/duckdb2/installed ## run all tests
-	@$(INSIDE) SIDESTEP_TEST_DUCKDB2="$(CURDIR)/$(VENV)/duckdb2" pytest --numprocesses 2 --dist loadfile $(ARGS)
+test: install $(VENV)/duckdb2/installed ## run all tests but the long ones
+	@$(INSIDE) SIDESTEP_TEST_DUCKDB2="$(CURDIR)/$(VENV)/duckdb2" pytest --numprocesses 2 --dist loadfile -m "not long" $(ARGS)
+
+test-long: install ## run the tests that train whole examples, and sharded models on several ranks
+	@$(INSIDE) pytest --numprocesses 2 --dist loadfile -m long $(ARGS)
 
 lint: install ## style, types, and who may import whom
 	@$(INSIDE) ruff check .

@@ -22,6 +22,8 @@ from sidestep_collector.commands.report import report
 from sidestep_collector.query.backward import bottlenecks, export, suggestions, summary
 from sidestep_collector.store import connect
 
+pytestmark = pytest.mark.long
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "backward"
 #: Small enough for probes to look at all elements of each parameter: estimates are exact.
 EPOCHS, WIDTH, EVERY, STEPS_AN_EPOCH = 3, 16, 2, 22

@@ -18,6 +18,8 @@ from support.families import missing_of, shown_tags, stored_tags
 from support.place import Place
 from torch import Tensor
 
+pytestmark = pytest.mark.long
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "jepa"
 EPOCHS, CROPS, BATCH, EVERY, EMA_EVERY = 2, 320, 16, 2, 20
 STEPS = EPOCHS * CROPS // BATCH

@@ -19,7 +19,10 @@ from support.place import Place
 from sidestep_schemas.epoch import FIELDS
 
 # torch.func.jvp scripts its decompositions when it is first used.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning"),
+]
 
 FOLDER = Path(__file__).parents[2] / "examples" / "meanflow"
 EPOCHS, SIZE, BATCH = 2, 64, 16

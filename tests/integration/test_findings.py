@@ -47,7 +47,7 @@ def test_a_learning_rate_that_is_too_high_is_found_and_a_good_one_is_left_in_pea
     assert "the weights change by" in shown.stdout
     document = json.loads(place.sidestep("show", "wild", "--json").stdout)
     [one] = [row for row in document["findings"] if row["finding"].startswith("unstable_update@")]
-    assert one["advice"] == "lower the learning rate to a third of what it is"
+    assert one["advice"][0] == "lower the learning rate to a third of what it is"
     events = EventAccumulator(str(place.tensorboard("wild", project="digits"))).Reload()
     [text, *_] = events.Tensors("findings/unstable_update")
     assert b"lower the learning rate" in text.tensor_proto.string_val[0]
