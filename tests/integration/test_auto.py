@@ -20,6 +20,8 @@ from typing import Any
 import pytest
 from support.place import PATIENCE_SECONDS, Place
 
+pytestmark = pytest.mark.long
+
 SCRIPTS = Path(__file__).parents[1] / "support" / "scripts"
 #: The collector keeps what a device statistic would have: single precision.
 CLOSE = {"rel": 1e-5, "abs": 1e-6}
