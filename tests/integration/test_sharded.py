@@ -14,8 +14,6 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 import sidestep
 
-pytestmark = pytest.mark.long
-
 HOW, LIMIT = os.environ["HOW"], float(os.environ["LIMIT"])
 WORLD, RANK = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
 if WORLD > 1:

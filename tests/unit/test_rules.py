@@ -38,12 +38,10 @@ def test_what_stays_within_its_bounds_is_no_finding():
 
 def test_a_finding_needs_so_many_of_the_last_observations():
     rules = stage(rule(above=10, **{"for": "{steps: 3, of: 4}"}))
-    pending = judged(rules, 11, 1, 11, 1, 1)
-    assert [one.state for one in pending] == ["pending"]
-    [found] = [one for one in judged(rules, 11, 11, 1, first=5) if one.state != "gone"]
-    assert told([found]) == [("hot@2", "pending", "warning", 0)]
-    opened = judged(rules, 11, first=8)
-    assert told(opened) == [("hot@2", "gone", "warning", 1), ("hot@5", "firing", "warning", 1)]
+    assert told(judged(rules, 11, 1, 11, 1, 1)) == [("hot@2", "pending", "warning", 0)]
+    begun_later = judged(rules, 11, 11, 1, first=5)  # the hit of step 2 no longer counts
+    assert told(begun_later) == [("hot@2", "gone", "warning", 0), ("hot@5", "pending", "warning", 0)]
+    assert told(judged(rules, 11, first=8)) == [("hot@5", "firing", "warning", 1)]
 
 
 def test_what_was_pending_and_came_to_nothing_goes():

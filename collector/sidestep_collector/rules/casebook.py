@@ -132,7 +132,7 @@ class Casebook:
         if window is not None:
             incident = self._open(rule, subject, series, window)
             if incident is not None:
-                incident.windows[series] = window
+                incident.keep(series, window)
             return
         incident = self.get(rule.name, subject)
         if incident is not None:

@@ -89,6 +89,13 @@ class Incident:
         self.firing.add(series)
         self.observe(int(seen.steps[-1]), int(seen.times[-1]), float(seen.values[-1]), 0, worse=worse)
 
+    def keep(self, series: Series, window: Observed) -> None:
+        """Remember the window of a series that is busy; one that is pending begins with the oldest hit that counts."""
+        self.windows[series] = window
+        if self.state == PENDING:
+            coming = max(1, self.rule.held[1] - 1)
+            self.first_step, self.first_t_ns = min(_first_hit(seen, coming) for seen in self.windows.values())
+
     def observe(self, step: int, t_ns: int, value: float, hits: int, *, worse: bool) -> None:
         """More observations beyond the bound; the values are those of the last."""
         self.count += hits
@@ -167,7 +174,11 @@ class Incident:
 
 def first_hit(seen: Observed, rule: Rule) -> tuple[int, int]:
     """Step and time of the oldest hit of the window that a rule looks at."""
-    start = max(0, len(seen.codes) - rule.held[1])
+    return _first_hit(seen, rule.held[1])
+
+
+def _first_hit(seen: Observed, window: int) -> tuple[int, int]:
+    start = max(0, len(seen.codes) - window)
     first = start + int(np.argmax(seen.codes[start:] == HIT))
     return int(seen.steps[first]), int(seen.times[first])
 
