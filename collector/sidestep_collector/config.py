@@ -28,7 +28,7 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     listen: str = Field(default="", description="address; default an ipc socket that belongs to the data folder")
-    insecure: bool = Field(default=False, description="allow an address that other machines can reach")
+    insecure: bool = Field(default=False, description="let records come from other machines, without keys")
     keys: str = Field(default="", description="folder of the keys that say who may connect; default <dir>/keys")
     require_keys: bool = Field(default=False, description="ask for keys at a loopback address, too")
     flush_seconds: float = Field(default=1.0, gt=0, le=3600, description="how often rows are committed")
@@ -40,7 +40,9 @@ class Config(BaseModel):
     metrics_port: int | None = Field(
         default=None, ge=0, le=65535, description="port of /healthz, /readyz and /metrics over HTTP; 0 takes a free one"
     )
-    metrics_host: str = Field(default="127.0.0.1", description="address of that port")
+    metrics_host: str = Field(
+        default="127.0.0.1", min_length=1, description="address of that port; whoever reaches it is told names of runs"
+    )
     take_leftovers: bool = Field(default=True, description="ship journals that dead processes left on this host")
     log_format: str = Field(default="text", pattern="^(text|json)$", description="text or json")
     analysers: tuple[str, ...] = Field(

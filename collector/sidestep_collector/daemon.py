@@ -119,9 +119,11 @@ def _endpoint(config: Config, document: Callable[[], dict[str, Any]]) -> Endpoin
         return None
     from sidestep_collector.serve import Endpoint  # noqa: PLC0415 - HTTP and Prometheus, where they are asked for
 
-    endpoint = Endpoint(config.metrics_host, config.metrics_port, document, insecure=config.insecure)
+    endpoint = Endpoint(config.metrics_host, config.metrics_port, document)
     endpoint.start()
     log.info("serving /healthz, /readyz and /metrics", url=endpoint.url)
+    if reaches_out(f"tcp://{config.metrics_host}:0"):
+        log.warning("whoever reaches that address is told names of runs", metrics_host=config.metrics_host)
     return endpoint
 
 

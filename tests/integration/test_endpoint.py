@@ -121,11 +121,27 @@ def test_a_collector_that_stores_nothing_is_not_ready_and_says_why(changed, says
     endpoint.close()
 
 
-def test_a_port_that_is_taken_or_reaches_out_is_one_line(place):
+def test_a_port_that_is_taken_is_one_line():
     with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(AddressError, match="--metrics-port"):
         Endpoint("127.0.0.1", other.getsockname()[1], dict)
-    with pytest.raises(AddressError, match="--insecure"):
-        Endpoint("0.0.0.0", 0, dict)
+
+
+@pytest.mark.parametrize(
+    ("said", "host", "warned"),
+    [((), "127.0.0.1", False), (("--insecure",), "127.0.0.1", False), (("--metrics-host", "0.0.0.0"), "0.0.0.0", True)],
+)
+def test_only_an_address_that_is_named_is_open_to_other_machines(place, said, host, warned):
+    place.up("--metrics-port", "0", *said)
+    url = until(place.status)["metrics"]
+    assert url.startswith(f"http://{host}:")
+    assert get(f"{url}/healthz")[0] == 200
+    assert ("names of runs" in (place.root / "collector.log").read_text()) is warned
+
+
+def test_no_host_is_not_every_host(place):
+    done = place.sidestep("up", "--metrics-port", "0", "--metrics-host", "")
+    assert done.returncode == 2
+    assert "metrics_host (command line)" in done.stderr
 
 
 def test_a_defect_in_an_answer_is_told_to_who_asked():

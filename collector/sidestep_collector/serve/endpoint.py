@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
@@ -20,39 +20,35 @@ from sidestep_schemas.errors import AddressError
 _CLIENT_SECONDS: Final = 5.0
 _JSON: Final = "application/json"
 
+#: Of a path: status code, content type, body.
+_Answer = Callable[[str], tuple[int, str, bytes]]
+
 
 class Endpoint:
     """Answers operators' tools.
 
     Args:
-        host: address to listen at; one that other machines can reach needs `insecure`.
+        host: address to listen at; whoever reaches it is told names of runs.
         port: 0 takes one that is free.
         status: gives the document of `sidestep status`; called on the threads that answer.
-        insecure: allow an address that other machines can reach: names of runs are told to whoever asks.
 
     Attributes:
         url: where it listens.
 
     Raises:
-        AddressError: it cannot listen there, or must not.
+        AddressError: it cannot listen there.
     """
 
-    def __init__(
-        self, host: str, port: int, status: Callable[[], Mapping[str, Any]], *, insecure: bool = False
-    ) -> None:
-        _check_reach(host, insecure=insecure)
+    def __init__(self, host: str, port: int, status: Callable[[], Mapping[str, Any]]) -> None:
         registry = CollectorRegistry()
         registry.register(Figures(status))
-
-        class Handler(_Handler):
-            def answer_to(self, path: str) -> tuple[int, str, bytes]:
-                return _answer(path, status, registry)
-
+        handler = partial(_Handler, partial(_answer, status, registry))
         try:
-            self._server = ThreadingHTTPServer((host, port), Handler)
+            self._server = ThreadingHTTPServer((host, port), handler)
         except OSError as error:
             raise AddressError(
-                f"http://{host}:{port} cannot be listened at ({error.strerror}): choose another with --metrics-port"
+                f"http://{host}:{port} cannot be listened at ({error.strerror}): choose another with --metrics-port "
+                "or --metrics-host"
             ) from error
         self.url = f"http://{host}:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, name="serve", daemon=True)
@@ -73,12 +69,13 @@ class _Handler(BaseHTTPRequestHandler):
     server_version = "sidestep"
     sys_version = ""
 
-    def answer_to(self, path: str) -> tuple[int, str, bytes]:
-        raise NotImplementedError
+    def __init__(self, answer: _Answer, *connection: Any) -> None:
+        self._answer = answer
+        super().__init__(*connection)
 
     def do_GET(self) -> None:
         try:
-            code, kind, body = self.answer_to(self.path.partition("?")[0])
+            code, kind, body = self._answer(self.path.partition("?")[0])
         except Exception as error:  # noqa: BLE001 - whoever asks is told; the collector goes on
             code, kind, body = HTTPStatus.INTERNAL_SERVER_ERROR, "text/plain", f"{error}\n".encode()
         self.send_response(code)
@@ -91,7 +88,7 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
-def _answer(path: str, status: Callable[[], Mapping[str, Any]], registry: CollectorRegistry) -> tuple[int, str, bytes]:
+def _answer(status: Callable[[], Mapping[str, Any]], registry: CollectorRegistry, path: str) -> tuple[int, str, bytes]:
     if path == "/metrics":
         return HTTPStatus.OK, CONTENT_TYPE_PLAIN_0_0_4, generate_latest(registry)
     if path == "/healthz":
@@ -106,15 +103,3 @@ def _answer(path: str, status: Callable[[], Mapping[str, Any]], registry: Collec
 
 def _encoded(document: Mapping[str, Any]) -> bytes:
     return json.dumps(document).encode() + b"\n"
-
-
-def _check_reach(host: str, *, insecure: bool) -> None:
-    try:
-        is_local = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        is_local = host == "localhost"
-    if not (is_local or insecure):
-        raise AddressError(
-            f"--metrics-host {host} can be reached from other machines, and tells names of runs to whoever asks: say "
-            "--insecure on a network you trust"
-        )
