@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,10 @@ import torch
 from torch import Tensor, nn
 
 import sidestep
+
+GLOBAL = "train/gradients/global_norm"
+UPDATE = "train/updates/relative_update_norm"
+PASSES = "perf/micro_batches_per_step"
 
 
 class SmallNet(nn.Module):
@@ -44,6 +49,33 @@ def take_step(model: nn.Module, optimizer: torch.optim.Optimizer, step: int = 0,
     if limit is not None:
         sidestep.clip_grad_norm_(model.parameters(), limit)
     optimizer.step()
+
+
+def loss_of(model: Callable[[Tensor], Tensor], step: int) -> Tensor:
+    return model(batch(step)).square().sum()
+
+
+def gradients_of(model: nn.Module) -> list[Tensor | None]:
+    return [entry.grad for entry in model.parameters()]
+
+
+def weights_of(model: nn.Module) -> list[Tensor]:
+    return [entry.detach().clone() for entry in model.parameters()]
+
+
+def sgd(model: nn.Module, lr: float = 0.01) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=lr)
+
+
+def exact_norm(tensors: Iterable[Tensor | None]) -> float:
+    """L2 norm of all elements together, in double precision; None counts as nothing."""
+    there = (one.detach() for one in tensors if one is not None)
+    return math.sqrt(sum(float(one.to(torch.complex128).abs().square().sum()) for one in there))
+
+
+def flat(tensors: Iterable[Tensor]) -> Tensor:
+    """All elements one after another, in double precision."""
+    return torch.cat([tensor.detach().double().flatten() for tensor in tensors])
 
 
 @pytest.fixture
