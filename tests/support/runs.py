@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -36,3 +37,8 @@ def records(run: Run, kind: str = "") -> list[Record]:
 def scalars(run: Run) -> list[tuple[int, dict[str, float]]]:
     """Steps and values of all scalars, in order."""
     return [(record.step, record.values or {}) for record in records(run, "scalars")]
+
+
+def events(run: Run) -> list[tuple[str, dict[str, Any]]]:
+    """Names and details of what happened to a run, in order."""
+    return [(record.fields[0], json.loads(record.fields[1])) for record in records(run, "lifecycle")]
