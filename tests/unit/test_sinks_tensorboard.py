@@ -1,7 +1,7 @@
+"""Records as event files: what TensorBoard reads of them is what was recorded."""
+
 import io
-import json
 import math
-import re
 import struct
 import subprocess
 import sys
@@ -9,79 +9,26 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image as Picture
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
-from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
-from tensorboard.compat.proto.event_pb2 import Event as EventProto
-from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
-from tensorboard.plugins.hparams import metadata as hparams_metadata
-
-from sidestep_collector.blocks import (
-    Batch,
-    EpochSummary,
-    Event,
-    Histogram,
-    Image,
-    KeySet,
-    Moment,
-    ScalarBlock,
-    Stream,
-    Tensor,
-    Text,
+from support.event_files import (
+    FILE,
+    START_NS,
+    accumulator,
+    at,
+    block,
+    folder,
+    multiplexer,
+    scalars,
+    sink,
+    statistics,
+    stream,
 )
-from sidestep_collector.profiles import Choices
-from sidestep_collector.sinks import event_file
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.compat.proto.event_pb2 import Event as EventProto
+
+from sidestep_collector.blocks import Batch, EpochSummary, Histogram, Image, Tensor, Text
 from sidestep_collector.sinks.tensorboard import TensorBoardSink
 
-START_NS = 1_700_000_000_000_000_000
-KEEP_ALL = {"scalars": 0, "images": 0, "histograms": 0, "tensors": 0}
-FILE = "events.out.tfevents.0.sidestep"
-
-
-def stream(run="r1", rank=0, attempt=0, project="p"):
-    return Stream(struct.pack("<II", rank, attempt), bytes(16), run, project, rank, attempt)
-
-
-def block(steps, names=("train/loss_total", "train/lr"), values=None, to=None, key_set_id=0):
-    steps = np.asarray(steps, dtype=np.int64)
-    if values is None:
-        values = np.arange(len(steps) * len(names), dtype=np.float32).reshape(len(steps), len(names))
-    key_set = KeySet(key_set_id, 0, "step", tuple(names), ("mean",) * len(names))
-    seq = np.arange(len(steps), dtype=np.int64) + 1000
-    return ScalarBlock(to or stream(), key_set, seq, START_NS + steps * 10**9, steps, steps / 10, np.asarray(values))
-
-
-def at(step=5, to=None, seq=77):
-    return Moment(to or stream(), seq, START_NS + step * 10**9, step, 0.0)
-
-
-def statistics(mean, n):
-    return {"mean": mean, "std": 0.0, "min": mean, "max": mean, "last": mean, "n": n, "n_nonfinite": 0}
-
-
-def folder(root, sub="attempt_0", run="r1"):
-    return root / "runs" / "p" / run / "tensorboard" / sub
-
-
-def accumulator(path):
-    found = EventAccumulator(str(path), size_guidance=KEEP_ALL)
-    return found.Reload()
-
-
-def multiplexer(root):
-    found = EventMultiplexer(tensor_size_guidance=dict.fromkeys(("scalars", "text", "hparams", "histograms"), 0))
-    return found.AddRunsFromDirectory(str(root)).Reload()
-
-
-def scalars(root, tag, sub="attempt_0", run="r1"):
-    return [(event.step, event.value) for event in accumulator(folder(root, sub, run)).Scalars(tag)]
-
-
-@pytest.fixture
-def sink(tmp_path):
-    made = TensorBoardSink(tmp_path, {})
-    yield made
-    made.close()
+__all__ = ["sink"]
 
 
 def test_scalars_are_read_by_tensorboard(tmp_path, sink):
@@ -224,38 +171,6 @@ def test_texts_are_on_the_text_page(tmp_path, sink):
     assert texts == {"sample": "a cat", "summary": '```json\n{\n  "best": 1\n}\n```', "tags": "no json ["}
 
 
-def hparams(root, tag, parse, sub="attempt_0"):
-    content = multiplexer(root).PluginRunToTagToContent("hparams")[f"runs/p/r1/tensorboard/{sub}"]
-    return parse(content[f"_hparams_/{tag}"])
-
-
-def test_settings_and_the_end_are_on_the_hparams_page(tmp_path, sink):
-    config = {"lr": 0.1, "deep": {"layers": 3, "none": None}, "amp": True, "name": "x", "dims": [1, 2], "big": 10**30}
-    config["odd"] = math.nan
-    sink.write(Batch(items=[Event(at(0), "start", {"config": config})]))
-    sink.write(Batch(items=[Event(at(60), "end", {"status": "failed"})]))
-    start = hparams(tmp_path, "session_start_info", hparams_metadata.parse_session_start_info_plugin_data)
-    assert start.group_name == "r1"
-    assert start.start_time_secs == 1.7e9
-    found = {name: getattr(value, value.WhichOneof("kind")) for name, value in start.hparams.items()}
-    expected = {"lr": 0.1, "deep/layers": 3.0, "deep/none": "null", "amp": True, "name": "x", "dims": "[1,2]"}
-    assert found == {**expected, "big": "1" + "0" * 30, "odd": "nan"}
-    end = hparams(tmp_path, "session_end_info", hparams_metadata.parse_session_end_info_plugin_data)
-    assert (end.status, end.end_time_secs) == (2, 1.7e9 + 60)
-
-
-def test_settings_that_come_later_as_text_count_where_the_start_had_none(tmp_path, sink):
-    later = Text(at(), "config", "", json.dumps({"lr": 0.5}))
-    sink.write(Batch(items=[Event(at(0), "start", {}), Text(at(), "config", "", "[no object"), later, later]))
-    sink.write(Batch(items=[Event(at(0), "end", {"status": "finished"}), Event(at(0, stream(rank=1)), "end", {})]))
-    start = hparams(tmp_path, "session_start_info", hparams_metadata.parse_session_start_info_plugin_data)
-    assert start.hparams["lr"].number_value == 0.5
-    end = hparams(tmp_path, "session_end_info", hparams_metadata.parse_session_end_info_plugin_data)
-    assert end.status == 1
-    sessions = multiplexer(tmp_path).PluginRunToTagToContent("hparams")
-    assert list(sessions) == ["runs/p/r1/tensorboard/attempt_0"]
-
-
 def test_means_of_epochs_go_to_the_latest_attempt_of_rank_0(tmp_path, sink):
     shown = {"train/loss_total": statistics(0.5, 10), "val/acc": statistics(0.9, 1), "bad": statistics(None, 3)}
     summary = EpochSummary("r1", "p", 4, 100, 12.0, 1, shown, START_NS)
@@ -275,185 +190,6 @@ def test_means_of_epochs_find_their_file_after_a_restart(tmp_path):
     touched = again.write(Batch(summaries=[EpochSummary("r1", "p", 0, 1, 1.0, 1, {"a": statistics(1.0, 2)}, 0)]))
     again.close()
     assert list(touched) == [f"runs/p/r1/tensorboard/attempt_10/{FILE}"]
-
-
-def layouts(root, sub="attempt_0"):
-    found = [event for event in EventFileLoader(str(folder(root, sub) / FILE)).Load() if event.HasField("summary")]
-    values = [value for event in found for value in event.summary.value if value.tag == "custom_scalars__config__"]
-    return [Layout.FromString(value.tensor.string_val[0]) for value in values]
-
-
-def test_the_layout_has_a_chart_for_each_group_of_tags(tmp_path, sink):
-    names = ("train/mine", "train/other/a", "train/other/b", "alone", "val/x.y")
-    sink.write(Batch(blocks=[block([1], names=names)]))
-    (layout,) = layouts(tmp_path)
-    charts = {category.title: [chart.title for chart in category.chart] for category in layout.category}
-    assert charts == {
-        "other": ["alone"],
-        "train": ["train/mine", "train/other"],
-        "val": ["val/x.y"],
-    }
-    assert layout.category[1].chart[1].multiline.tag == ["^train/other(/|$)"]
-    assert layout.category[2].chart[0].multiline.tag == [r"^val/x\.y(/|$)"]
-
-
-def test_the_panels_of_the_runs_profile_come_first_and_show_what_is_there(tmp_path):
-    choices = Choices()
-    choices.note("r1", {"profile": "jepa"})
-    sink = TensorBoardSink(tmp_path, {}, choices)
-    cosines = tuple(f"train/prediction/level0_cosine_sim_{name}" for name in ("mean", "min", "max"))
-    sink.write(Batch(blocks=[block([1], names=("train/loss/h0", "train/loss/h1", "train/loss_total", *cosines))]))
-    sink.close()
-    (layout,) = layouts(tmp_path)
-    charts = [(category.title, [chart.title for chart in category.chart]) for category in layout.category]
-    assert charts == [
-        ("Losses", ["levels"]),
-        ("Prediction", ["level 0", "cosine, all levels"]),
-        ("Losses", ["loss"]),  # of the common part
-        ("train", ["train/loss", "train/loss_total", "train/prediction"]),
-    ]
-    [pattern] = layout.category[0].chart[0].multiline.tag
-    assert [bool(re.match(pattern, tag)) for tag in ("train/loss/h0", "train/loss/h12", "train/loss_total")] == [
-        1,
-        1,
-        0,
-    ]
-    [series] = layout.category[1].chart[0].margin.series
-    assert (series.value, series.lower, series.upper) == cosines
-
-
-def test_a_tag_is_described_as_the_runs_profile_says(tmp_path):
-    choices = Choices()
-    choices.note("r1", {"profile": "jepa"})
-    sink = TensorBoardSink(tmp_path, {}, choices)
-    sink.write(Batch(blocks=[block([1], names=("train/collapse/level3_effective_rank",))]))
-    sink.close()
-    described = accumulator(folder(tmp_path)).SummaryMetadata("train/collapse/level3_effective_rank")
-    assert "Unit: dimensions. Target: above 100 of 768" in described.summary_description
-
-
-def test_the_layout_does_not_grow_the_file(tmp_path, sink):
-    for index in range(40):
-        sink.write(Batch(blocks=[block([index], names=(f"g{index}/x",), key_set_id=index)]))
-    assert [len(layout.category) for layout in layouts(tmp_path)] == [1, 2, 4, 8, 16, 32]
-    sink.write(Batch(items=[Event(at(), "end", {})]))
-    assert len(layouts(tmp_path)[-1].category) == 40
-
-
-def test_the_layout_remembers_tags_from_before_a_restart(tmp_path):
-    sink = TensorBoardSink(tmp_path, {})
-    lengths = sink.write(Batch(blocks=[block([1], names=("a/x", "b/x"))]))
-    sink.close()
-    sink = TensorBoardSink(tmp_path, lengths)
-    sink.write(Batch(blocks=[block([2], names=("c/x",))]))
-    sink.write(Batch(items=[Event(at(), "end", {})]))
-    sink.close()
-    assert [[category.title for category in layout.category] for layout in layouts(tmp_path)] == [
-        ["a", "b"],
-        ["a", "b", "c"],
-    ]
-
-
-def test_no_point_is_twice_after_a_restart_in_the_middle_of_a_batch(tmp_path):
-    sink = TensorBoardSink(tmp_path, {})
-    committed = sink.write(Batch(blocks=[block([1, 2])]))
-    sink.write(Batch(blocks=[block([3, 4]), block([1], to=stream(rank=1))]))  # never committed
-    sink.close()
-    with (folder(tmp_path) / FILE).open("ab") as file:
-        file.write(b"half a record")
-    again = TensorBoardSink(tmp_path, committed)
-    again.write(Batch(blocks=[block([3, 4, 5]), block([1, 2], to=stream(rank=1))]))
-    again.close()
-    assert [step for step, _ in scalars(tmp_path, "train/lr")] == [1, 2, 3, 4, 5]
-    assert [step for step, _ in scalars(tmp_path, "train/lr", "attempt_0_rank_1")] == [1, 2]
-
-
-def test_a_discarded_batch_leaves_nothing(tmp_path, sink):
-    before = sink.write(Batch(blocks=[block([1, 2])]))
-    sink.write(Batch(blocks=[block([3]), block([9], names=("other/x",), key_set_id=7), block([1], to=stream(rank=1))]))
-    sink.discard()
-    sink.discard()
-    assert (folder(tmp_path) / FILE).stat().st_size == next(iter(before.values()))
-    assert not (folder(tmp_path, "attempt_0_rank_1") / FILE).exists()
-    sink.write(Batch(blocks=[block([3, 4]), block([5], to=stream(rank=1))]))
-    assert [step for step, _ in scalars(tmp_path, "train/lr")] == [1, 2, 3, 4]
-    assert [step for step, _ in scalars(tmp_path, "train/lr", "attempt_0_rank_1")] == [5]
-
-
-def test_a_disk_that_fills_up_raises_and_leaves_nothing_after_discard(tmp_path, sink, monkeypatch):
-    sink.write(Batch(blocks=[block([1])]))
-    write, calls = event_file._write_at, []
-
-    def full(descriptor, buffer, offset):
-        calls.append(offset)
-        write(descriptor, buffer[: len(buffer) // 2], offset)
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(event_file, "_write_at", full)
-    with pytest.raises(OSError, match="No space"):
-        sink.write(Batch(blocks=[block([2, 3]), block([1], to=stream(rank=1))]))
-    monkeypatch.undo()
-    sink.discard()
-    assert calls
-    sink.write(Batch(blocks=[block([2, 3])]))
-    assert [step for step, _ in scalars(tmp_path, "train/lr")] == [1, 2, 3]
-
-
-def test_a_batch_that_broke_off_is_taken_back_by_the_next(tmp_path, sink, monkeypatch):
-    sink.write(Batch(blocks=[block([1])]))
-    calls = []
-
-    def broken(descriptor, buffer, offset):
-        calls.append(offset)
-        if len(calls) == 3:
-            raise OSError(5, "Input/output error")
-        write(descriptor, buffer, offset)
-
-    write = event_file._write_at
-    monkeypatch.setattr(event_file, "_write_at", broken)
-    with pytest.raises(OSError, match="Input"):
-        sink.write(Batch(blocks=[block([2]), block([1], to=stream(rank=1))]))
-    monkeypatch.undo()
-    sink.write(Batch(blocks=[block([2, 3]), block([1], to=stream(rank=1))]))
-    assert [step for step, _ in scalars(tmp_path, "train/lr")] == [1, 2, 3]
-    assert [step for step, _ in scalars(tmp_path, "train/lr", "attempt_0_rank_1")] == [1]
-
-
-def test_a_discard_that_fails_is_made_up_for_by_the_next_batch(tmp_path, sink, monkeypatch):
-    sink.write(Batch(blocks=[block([1])]))
-    sink.write(Batch(blocks=[block([2])]))
-
-    def broken(descriptor, length):
-        raise OSError(5, "Input/output error")
-
-    monkeypatch.setattr(event_file.os, "ftruncate", broken)
-    with pytest.raises(OSError, match="Input"):
-        sink.discard()
-    monkeypatch.undo()
-    sink.write(Batch(blocks=[block([2, 3])]))
-    assert [step for step, _ in scalars(tmp_path, "train/lr")] == [1, 2, 3]
-
-
-def test_a_file_that_lost_committed_bytes_goes_on_from_its_last_whole_record(tmp_path):
-    sink = TensorBoardSink(tmp_path, {})
-    committed = sink.write(Batch(blocks=[block([1, 2, 3], names=("a",))], items=[Event(at(), "end", {})]))
-    sink.close()
-    file = folder(tmp_path) / FILE
-    with file.open("r+b") as opened:
-        opened.truncate(200)  # within the records of scalars
-    again = TensorBoardSink(tmp_path, committed)
-    again.write(Batch(blocks=[block([4], names=("a",))]))
-    again.close()
-    steps = [step for step, _ in scalars(tmp_path, "a")]
-    assert steps[-1] == 4
-    assert steps[:-1] == [1, 2, 3][: len(steps) - 1]
-
-
-def test_a_deleted_file_starts_anew(tmp_path, sink):
-    sink.write(Batch(blocks=[block([1])]))
-    (folder(tmp_path) / FILE).unlink()
-    sink.write(Batch(blocks=[block([2])]))
-    assert scalars(tmp_path, "train/lr") == [(2, 1)]
 
 
 def test_more_runs_than_open_files_are_all_written(tmp_path, monkeypatch):
