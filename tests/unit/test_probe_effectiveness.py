@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from support.journal_reader import read_scalars, read_tags
-from support.watched import batch, offline, small_net, take_step
+from support.watched import batch, flat, offline, small_net, take_step
 from torch import Tensor, nn
 
 import sidestep
@@ -23,10 +23,6 @@ EFFECTIVENESS, COSINE, LOST = (
 SHARE, COUNT, SIZE = (f"train/updates/{name}" for name in ("changed_share", "changed_count", "step_size_ratio"))
 
 ASKED, DONE = "train/updates/expected_norm", "train/updates/applied_norm"
-
-
-def flat(tensors: Any) -> Tensor:
-    return torch.cat([tensor.detach().double().flatten() for tensor in tensors])
 
 
 class Quantised(torch.optim.Optimizer):

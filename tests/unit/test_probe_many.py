@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 from support.journal_reader import read_scalars
-from support.watched import offline
-from torch import Tensor, nn
+from support.watched import flat, offline
+from torch import nn
 
 import sidestep
 from sidestep.probes import Placed, by_kind, sample
@@ -22,10 +22,6 @@ SHAPES = ((7,), (4, 5), (), (3, 2, 2))
 def many(count: int) -> list[nn.Parameter]:
     generator = torch.Generator().manual_seed(1)
     return [nn.Parameter(torch.randn(SHAPES[number % 4], generator=generator)) for number in range(count)]
-
-
-def flat(tensors: list[Tensor]) -> Tensor:
-    return torch.cat([tensor.detach().double().flatten() for tensor in tensors])
 
 
 def test_norms_and_updates_of_very_many_tensors_are_those_of_all(offline: dict[str, Any]) -> None:

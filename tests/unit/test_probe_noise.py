@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from support.journal_reader import read_scalars, read_tags
-from support.watched import batch, offline, small_net
+from support.watched import batch, flat, offline, small_net
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -22,10 +22,6 @@ from sidestep.probes.scatter import Scatter
 __all__ = ["offline"]
 
 VARIANCE, SIGNAL, GNS, SAMPLES = noise.TAGS[:4]
-
-
-def flat(tensors: Any) -> Tensor:
-    return torch.cat([tensor.detach().double().flatten() for tensor in tensors])
 
 
 def expected_of(parts: list[Tensor], samples: int) -> dict[str, float]:

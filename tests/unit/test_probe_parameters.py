@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from support.journal_reader import read_scalars, read_tags
-from support.watched import batch, offline, small_net, take_step
+from support.watched import batch, flat, offline, small_net, take_step
 from torch import Tensor, nn
 
 import sidestep
@@ -18,10 +18,6 @@ from sidestep.probes.gradients import Directions
 __all__ = ["offline"]
 
 ZERO, COSINE = "train/gradients/zero_share", "train/gradients/cosine_previous"
-
-
-def flat(tensors: list[Tensor]) -> Tensor:
-    return torch.cat([tensor.detach().double().flatten() for tensor in tensors])
 
 
 def gradient_of(model: nn.Module) -> Tensor:

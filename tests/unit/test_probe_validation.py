@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
 from typing import Any
 
 import pytest
 import torch
 from support.journal_reader import read_scalars
-from support.watched import batch, offline, small_net, take_step
-from torch import Tensor, nn
+from support.watched import batch, exact_norm, offline, small_net, take_step
+from torch import nn
 
 import sidestep
 
 __all__ = ["offline"]
 
 ALONE = {"weights": False}  # it has the norm of the weights too, once an epoch
-
-
-def norm_of(tensors: Iterable[Tensor | None]) -> float:
-    return math.sqrt(sum(float(one.detach().double().square().sum()) for one in tensors if one is not None))
 
 
 def validate(model: nn.Module) -> None:
@@ -41,12 +35,12 @@ def test_norms_are_those_of_the_first_step_after_each_validation(offline: dict[s
     for step in range(9):
         optimizer.zero_grad()
         model(batch(step)).square().sum().backward()
-        norm = norm_of(entry.grad for entry in model.parameters())
+        norm = exact_norm(entry.grad for entry in model.parameters())
         if limit is not None:
             sidestep.clip_grad_norm_(model.parameters(), limit)
         optimizer.step()
         if step in (3, 4, 7):  # the first after each of the three
-            gradients[step], weights[step] = norm, norm_of(model.parameters())
+            gradients[step], weights[step] = norm, exact_norm(model.parameters())
         if step in (2, 3, 6, 8):
             validate(model)
     run.finish(timeout=0)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from support.journal_reader import read_scalars
-from support.watched import SmallNet, batch, offline, small_net
+from support.watched import SmallNet, batch, loss_of, offline, small_net
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.utils import checkpoint
@@ -29,10 +29,6 @@ RECIPES: dict[str, Callable[[Watch], nn.Module]] = {}
 def recipe(train: Callable[[Watch], nn.Module]) -> Callable[[Watch], nn.Module]:
     RECIPES[train.__name__] = train
     return train
-
-
-def loss_of(model: Callable[[Tensor], Tensor], step: int) -> Tensor:
-    return model(batch(step)).square().sum()
 
 
 def fit(model: nn.Module, optimizer: torch.optim.Optimizer, dtype: torch.dtype = torch.float32) -> nn.Module:
