@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from sidestep_schemas.layout import journal_roots
+from sidestep_schemas.layout import journal_roots, segment_files
 
 _COMMITS_KEPT = 512
 #: The thread that reads turns ten times a second; after so long without it stands still.
@@ -68,16 +68,15 @@ class CommitTimes:
 
 
 def journal_bytes(root: Path) -> int:
-    """Bytes on disk of all journals of a data folder on this host: of running trainings and of dead ones."""
+    """Bytes, on disk and in shared memory, of all journals of a data folder on this host: of running trainings and of dead ones."""
     total = 0
     for journal in journal_roots(root):
-        for folder, _, names in os.walk(journal):
-            for name in names:
-                if name.endswith(".seg"):
-                    try:
-                        total += Path(folder, name).stat().st_blocks * 512
-                    except OSError:
-                        continue  # its process removed it just now
+        for folder, _, _ in os.walk(journal):
+            for segment in segment_files(Path(folder)):
+                try:
+                    total += segment.stat().st_blocks * 512
+                except OSError:
+                    continue  # its process removed it just now
     return total
 
 

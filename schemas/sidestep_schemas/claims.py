@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from sidestep_schemas.layout import journal_roots
+from sidestep_schemas.layout import journal_roots, segment_files
 
 LOCK_NAME: Final = "lock"
 
@@ -77,7 +77,7 @@ def find_leftovers(root: Path) -> list[Path]:
                 continue
             folder = Path(place)
             with contextlib.suppress(FileNotFoundError):  # its process may remove it just now
-                if any(folder.glob("*.seg")) and not is_claimed(folder):
+                if segment_files(folder) and not is_claimed(folder):
                     found.append((folder.stat().st_mtime, folder))
     return [folder for _, folder in sorted(found)]
 

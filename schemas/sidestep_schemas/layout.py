@@ -5,7 +5,8 @@
 <dir>/collector.starting      held by a collector that a script started, from its first moment on
 <dir>/collector.log           output of a collector that was started in the background
 <dir>/keys/                   who may connect, where a collector asks for keys: its own key and those it allows
-<dir>/journal/<run>/r0-a0/    segments of one stream, until they are acknowledged
+<dir>/journal/<run>/r0-a0/    segments of one stream, until they are acknowledged; `memory` leads to those of
+                              them that lie in shared memory
 <dir>/store/                  the catalogue and its parts
 <dir>/runs/<project>/<run>/   TensorBoard events and epoch documents
 """
@@ -28,6 +29,8 @@ DIR_VARIABLE: Final = "SIDESTEP_DIR"
 COLLECTOR_VARIABLE: Final = "SIDESTEP_COLLECTOR"
 DEFAULT_DIR: Final = "sidestep-data"
 DEFAULT_PROJECT: Final = "default"
+#: In a stream's folder: where its segments lie that are in shared memory.
+SHARED_LINK: Final = "memory"
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._=+-]+")
 #: An ipc path must fit `sockaddr_un.sun_path` (108 bytes on Linux, 104 on macOS) with a suffix.
@@ -117,6 +120,18 @@ def keys_dir(root: Path) -> Path:
 def journal_roots(root: Path) -> tuple[Path, Path]:
     """Where journals of this data folder may lie: in it, or node-local when it is on a network."""
     return root / "journal", user_runtime_dir() / _digest(root) / "journal"
+
+
+def shared_root() -> Path | None:
+    """A folder in memory that outlives processes, of this user alone; None where the system has none. Not created
+    here."""
+    memory = Path("/dev/shm")  # noqa: S108 - made private before it is used
+    return memory / f"sidestep-{os.getuid()}" if memory.is_dir() else None
+
+
+def segment_files(stream: Path) -> list[Path]:
+    """The segments of a stream, by its folder: those on disk, and those in shared memory."""
+    return [*sorted(stream.glob("*.seg")), *sorted((stream / SHARED_LINK).glob("*.seg"))]
 
 
 def default_address(root: Path) -> str:

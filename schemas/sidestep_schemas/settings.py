@@ -32,6 +32,8 @@ VARIABLES: Final[dict[str, Variable]] = {
     "SIDESTEP_AUTO_EVERY": Variable("10", "steps between measurements of a captured script"),
     "SIDESTEP_SYSTEM_SECONDS": Variable("10", "seconds between samples of the machine; 0 takes none"),
     "SIDESTEP_STACKS_ON_HANG": Variable("0", "1 records all Python stacks when no step comes for long"),
+    "SIDESTEP_JOURNAL_MB": Variable("2048", "megabytes that the journals of a run may leave on the disk of a host"),
+    "SIDESTEP_SHARED_MEMORY": Variable("1", "0 writes the journal to disk at once, without shared memory before it"),
     "SIDESTEP_HANG_SECONDS": Variable("60", "seconds without a step that such a hang takes at least"),
     "SIDESTEP_STRICT": Variable("0", "1 raises where a value cannot be recorded"),
 }

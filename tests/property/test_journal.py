@@ -1,5 +1,6 @@
 """The journal under any sequence of appends, failures, shipping and acknowledgements."""
 
+import contextlib
 import struct
 import tempfile
 from pathlib import Path
@@ -12,6 +13,7 @@ from support.journals import IDENTITY, log, new_journal, seqs_and_gaps, write
 
 from sidestep import journal as journal_module
 from sidestep import segments
+from sidestep.keeping import Keeper
 from sidestep.leftover import LeftoverJournal
 from sidestep.records import KeySetLayout
 from sidestep_schemas.segment import iter_ranges
@@ -25,6 +27,7 @@ ACTIONS = st.one_of(
     st.tuples(st.just("provide"), st.just(0)),
     st.tuples(st.just("ship"), st.just(0)),
     st.tuples(st.just("forget"), st.just(0)),
+    st.tuples(st.just("keep"), st.just(0)),
 )
 WIDE = KeySetLayout(1, 200, DTYPE_FLOAT64)
 
@@ -42,8 +45,25 @@ def do(journal, action: str, size: int, shipped: list) -> None:
         journal.provide()
     elif action == "ship":
         shipped.append(seqs_and_gaps(journal.shipments()))
+    elif action == "keep":
+        if journal._keeper is not None:
+            journal._keeper._round(everything=True)
     else:
         journal.release_below(journal._read_seq)
+
+
+@contextlib.contextmanager
+def by_hand():
+    """Shared memory is brought to disk when a test says so, and by its own thread."""
+
+    def close(keeper, last, timeout, *, keep):
+        if keep:
+            keeper._round(everything=True)
+        last()
+        return True
+
+    with mock.patch.object(Keeper, "start", lambda keeper: None), mock.patch.object(Keeper, "close", close):
+        yield
 
 
 def flat(parts: list) -> tuple[list[int], list[int]]:
@@ -51,10 +71,10 @@ def flat(parts: list) -> tuple[list[int], list[int]]:
 
 
 @settings(max_examples=60)
-@given(st.lists(ACTIONS, max_size=30))
-def test_what_is_shipped_is_what_was_appended(actions):
-    with tempfile.TemporaryDirectory() as name:
-        journal = new_journal(Path(name) / "run" / "stream")
+@given(st.lists(ACTIONS, max_size=30), st.booleans())
+def test_what_is_shipped_is_what_was_appended(actions, is_shared):
+    with tempfile.TemporaryDirectory() as name, by_hand():
+        journal = new_journal(Path(name) / "run" / "stream", in_shared_memory=is_shared)
         shipped: list = []
         for action, size in actions:
             do(journal, action, size, shipped)
@@ -92,11 +112,11 @@ def test_with_little_memory_and_no_disk_gaps_are_exactly_where_records_were_drop
 
 
 @settings(max_examples=60)
-@given(st.lists(ACTIONS, max_size=30), st.booleans())
-def test_what_is_left_behind_is_read_back_whole(actions, is_full):
-    with tempfile.TemporaryDirectory() as name:
+@given(st.lists(ACTIONS, max_size=30), st.booleans(), st.booleans())
+def test_what_is_left_behind_is_read_back_whole(actions, is_full, is_shared):
+    with tempfile.TemporaryDirectory() as name, by_hand():
         folder = Path(name) / "run" / "stream"
-        journal = new_journal(folder)
+        journal = new_journal(folder, in_shared_memory=is_shared)
         refuse = mock.Mock(side_effect=OSError(28, "full"))
         with mock.patch.object(segments, "_reserve", refuse if is_full else segments._reserve):
             for action, size in actions:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sidestep_schemas.layout import segment_files
 from sidestep_schemas.segment import iter_ranges
 from sidestep_schemas.wire import (
     DTYPE_BYTES,
@@ -47,7 +50,7 @@ class Record:
 
 def read_records(folder: Path | str) -> list[Record]:
     """All records of the stream folders under `folder`, streams one after the other, each in the order of seq."""
-    streams = sorted({segment.parent for segment in Path(folder).rglob("*.seg")})
+    streams = sorted(Path(place) for place, _, _ in os.walk(folder) if segment_files(Path(place)))
     return [record for stream in streams for record in _read_stream(stream)]
 
 
@@ -75,8 +78,9 @@ def fields_of(payload: bytes) -> list[Any]:
 
 
 def _read_stream(folder: Path) -> list[Record]:
-    payloads = (payload for path in sorted(folder.glob("*.seg")) for payload in _payloads(path.read_bytes()))
-    ordered = sorted((fields_of(payload) for payload in payloads), key=lambda fields: fields[1])
+    payloads = (payload for path in segment_files(folder) for payload in _payloads(path.read_bytes()))
+    found = {fields[1]: fields for fields in map(fields_of, payloads)}  # some lie in shared memory and on disk
+    ordered = [found[seq] for seq in sorted(found)]
     key_sets: dict[int, tuple[str, list[str]]] = {}
     records: list[Record] = []
     for kind, seq, t_ns, step, epoch, *fields in ordered:

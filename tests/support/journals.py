@@ -16,8 +16,8 @@ IDENTITY = Identity(run=b"r" * 16, rank=3, attempt=1, stream=b"streamid", boot=b
 LAYOUT = KeySetLayout(0, 2, DTYPE_FLOAT64)
 
 
-def new_journal(folder: Path | None) -> Journal:
-    return Journal(folder, IDENTITY)
+def new_journal(folder: Path | None, **more: Any) -> Journal:
+    return Journal(folder, IDENTITY, **more)
 
 
 def log(journal: Journal, *values: float, step: int = 0) -> bool:
@@ -34,9 +34,9 @@ def payloads(shipment: Shipment) -> list[list[Any]]:
     """Records of a shipment, decoded."""
     assert shipment.segment is not None
     found: list[list[Any]] = []
-    position = shipment.start
-    view = shipment.segment.view
-    while position < shipment.stop:
+    position = 0
+    view = shipment.body()
+    while position < len(view):
         length, seal = RECORD_PREFIX.unpack_from(view, position)
         assert length
         start = position + RECORD_PREFIX.size

@@ -19,6 +19,7 @@ from typing import Any
 from sidestep import launch
 from sidestep_collector.commands.dial import ask
 from sidestep_collector.store import connect
+from sidestep_schemas.layout import segment_files
 from sidestep_schemas.errors import SidestepError
 from sidestep_schemas.keys import read_client_key
 from sidestep_schemas.layout import DIR_VARIABLE, default_address
@@ -150,9 +151,9 @@ class Place:
         ]
 
     def journals(self) -> list[Path]:
-        """Segments that lie on disk."""
+        """Segments that lie on disk or in shared memory."""
         walked = os.walk(self.root / "journal")  # unlike a glob, it does not mind a folder that goes meanwhile
-        return sorted(Path(folder, name) for folder, _, names in walked for name in names if name.endswith(".seg"))
+        return sorted(segment for folder, _, _ in walked for segment in segment_files(Path(folder)))
 
     def values(self, run: str, metric: str, attempt: int = 0, rank: int = 0) -> list[tuple[int, float]]:
         """(step, value) of every point of a metric, by step."""

@@ -190,6 +190,6 @@ def test_names_of_files_never_meet(folder):
     journal = new_journal(folder)
     journal._file_numbers = count()
     with pytest.raises(FileExistsError):
-        journal._create_file(folder, SEGMENT_BYTES_MIN)
+        journal._create_file(SEGMENT_BYTES_MIN)
     assert len(list(folder.glob("*.seg"))) == 1
     journal.close(delivered=True)

@@ -41,8 +41,8 @@ def test_a_spare_that_comes_late_is_read_after_what_took_its_place(folder, unres
     journal = new_journal(folder)
     created = journal._create_file
 
-    def slow(where: Path, size: int):
-        segment = created(where, size)
+    def slow(size: int):
+        segment = created(size)
         write(journal, 700_000)  # meanwhile the training thread goes on, into memory
         write(journal, 700_000)
         return segment

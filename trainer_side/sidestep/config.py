@@ -32,14 +32,19 @@ STRICT_VARIABLE: Final = "SIDESTEP_STRICT"
 SYSTEM_VARIABLE: Final = "SIDESTEP_SYSTEM_SECONDS"
 STACKS_VARIABLE: Final = "SIDESTEP_STACKS_ON_HANG"
 HANG_VARIABLE: Final = "SIDESTEP_HANG_SECONDS"
+JOURNAL_VARIABLE: Final = "SIDESTEP_JOURNAL_MB"
+SHARED_VARIABLE: Final = "SIDESTEP_SHARED_MEMORY"
 
 _RANK_VARIABLES: Final = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 _WORLD_VARIABLES: Final = ("WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+_LOCAL_VARIABLES: Final = ("LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
 _RESTART_VARIABLES: Final = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 #: Seconds between samples of the machine.
 _SYSTEM_SECONDS: Final = 10.0
 #: No step in less is a hang.
 _HANG_SECONDS: Final = 60.0
+#: What the journals of a run may leave on the disk of a host.
+_JOURNAL_MB: Final = 2048.0
 _ALPHABET: Final = "abcdefghijkmnpqrstuvwxyz23456789"  # without l, o, 0, 1
 _NAMESPACE: Final = uuid.UUID("5a9d7d1c-6f4c-4c3a-9b53-2f1d4f6b8e10")
 
@@ -58,6 +63,8 @@ class RunConfig:
         system_seconds: from one sample of the machine to the next; 0 takes none.
         stacks_on_hang: whether all stacks are recorded when no step comes for long.
         hang_seconds: how long that is at least.
+        journal_bytes: what the journal of this process may leave on disk: its share of what a run may on a host.
+        in_shared_memory: whether segments in use lie in shared memory where there is some.
         diagnostics: which of them, and how often.
     """
 
@@ -82,6 +89,8 @@ class RunConfig:
     system_seconds: float
     stacks_on_hang: bool
     hang_seconds: float
+    journal_bytes: int
+    in_shared_memory: bool
     diagnostics: Diagnostics
 
     @property
@@ -149,6 +158,8 @@ def resolve(
         system_seconds=_seconds("system_seconds", system_seconds, SYSTEM_VARIABLE, _SYSTEM_SECONDS, environ),
         stacks_on_hang=_is_set(environ, STACKS_VARIABLE) if stacks_on_hang is None else stacks_on_hang,
         hang_seconds=_seconds("hang_seconds", None, HANG_VARIABLE, _HANG_SECONDS, environ),
+        journal_bytes=_journal_bytes(environ),
+        in_shared_memory=environ.get(SHARED_VARIABLE, "1") not in ("", "0"),
         diagnostics=wanted,
     )
 
@@ -191,6 +202,17 @@ def _seconds(name: str, given: float | None, variable: str, default: float, envi
     if not 0 <= seconds < math.inf:
         raise ConfigError(f"{source}: it is a number of seconds, or 0 for never")
     return seconds
+
+
+def _journal_bytes(environ: Mapping[str, str]) -> int:
+    given = environ.get(JOURNAL_VARIABLE) or str(_JOURNAL_MB)
+    try:
+        megabytes = float(given)
+    except ValueError:
+        megabytes = math.nan
+    if not 16 <= megabytes < math.inf:
+        raise ConfigError(f"{JOURNAL_VARIABLE}={given!r}: it is a number of megabytes, 16 at least")
+    return int(megabytes * (1 << 20)) // max(1, _first_int(environ, _LOCAL_VARIABLES, 1))
 
 
 def _is_set(environ: Mapping[str, str], variable: str) -> bool:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import count
 from pathlib import Path
 
+from sidestep.keeping import SHARED_BYTES_MAX, Keeper, remove_shared_folder, shared_folder
 from sidestep.records import Fate, Identity, KeySetLayout, Shipment, seal
 from sidestep.segments import (
     RING_BYTES_MAX,
@@ -28,6 +29,7 @@ from sidestep.segments import (
 )
 from sidestep_schemas.claims import LOCK_NAME, claim
 from sidestep_schemas.layout import guard_runtime
+from sidestep_schemas.segment import iter_ranges
 from sidestep_schemas.wire import (
     RECORD_BYTES_MAX,
     RECORD_PREFIX,
@@ -46,6 +48,12 @@ _SOON_SECONDS = 1.0
 _RETRY_SECONDS = 1.0
 #: A mapped file holds a descriptor: when this many wait for a collector, what follows goes into larger ones.
 _SMALL_SEGMENTS_MAX = 8
+#: The same where segments lie in shared memory, of which there is less.
+_SHARED_SIZE_MAX = 4 << 20
+#: Files that wait for a collector and are mapped.
+_MAPPED_BYTES_MAX = 32 << 20
+#: What a stream may leave on disk.
+JOURNAL_BYTES_MAX = 2 << 30
 _REENTERED = "a signal handler cannot log in the middle of another call that does; log after it"
 
 
@@ -55,6 +63,9 @@ class Journal:
     Args:
         folder: folder of this stream alone; made here. None keeps the journal in memory.
         identity: written into each segment.
+        in_shared_memory: segments in use lie in shared memory where the system has it, and go to `folder` when they
+            wait; else they lie in `folder` from the first.
+        bytes_max: what may lie on disk; beyond it, what is new is dropped.
 
     Attributes:
         seq: records so far, those that were dropped included.
@@ -66,7 +77,14 @@ class Journal:
 
     is_growing = True
 
-    def __init__(self, folder: Path | None, identity: Identity) -> None:
+    def __init__(
+        self,
+        folder: Path | None,
+        identity: Identity,
+        *,
+        in_shared_memory: bool = False,
+        bytes_max: int = JOURNAL_BYTES_MAX,
+    ) -> None:
         self.folder = folder
         self.identity = identity
         self.seq = 0
@@ -89,6 +107,12 @@ class Journal:
         self._read_offset = SEGMENT_HEADER.size
         self._read_seq = 0
         self._claimed: int | None = None
+        self._bytes_max = bytes_max
+        self._keeper: Keeper | None = None
+        self._said = ""
+        self._place = folder  # where new segments are made
+        if in_shared_memory and folder is not None:
+            self._share(folder)
         self._current = self._create_first()
         self._open(self._current)
 
@@ -209,10 +233,10 @@ class Journal:
                     return spare
                 self._recycle.append(spare)
         self.wanted.set()
-        if needed > SEGMENT_BYTES_MIN and not self.degraded and self.folder is not None:
+        if needed > SEGMENT_BYTES_MIN and not self.degraded and self._place is not None and self._has_room(needed):
             # A rare large payload (an image, a tensor) found only small spares: it pays for its own segment.
             with contextlib.suppress(OSError):
-                large = self._create_file(self.folder, needed)
+                large = self._create_file(needed)
                 self._open(large)
                 return large
         size = max(SEGMENT_BYTES_MIN, needed)
@@ -249,22 +273,27 @@ class Journal:
     # --- drain thread ------------------------------------------------------------------------------------
 
     def provide(self) -> None:
-        """Keep a spare segment ready; on disk where one can be had, else in memory up to a bound."""
+        """Keep a spare segment ready: in shared memory or on disk where one can be had, else in memory up to a bound."""
         while self._recycle:
             self._retire(self._recycle.popleft())
+        self._park()
         now = time.monotonic()
-        if self.folder is None or now < self._retry_at:
+        if self._place is None or now < self._retry_at:
             return
         self._spill()
-        if len(self._spares) >= (2 if self._size >= SEGMENT_BYTES_MAX else 1):
+        size_max = SEGMENT_BYTES_MAX if self._keeper is None else _SHARED_SIZE_MAX
+        if len(self._spares) >= (2 if self._size >= size_max else 1):
             return
         is_busy = self._opened > 1 and now - self._provided_at < _SOON_SECONDS
         if is_busy or len(self._segments) >= _SMALL_SEGMENTS_MAX:
-            self._size = min(self._size * 4, SEGMENT_BYTES_MAX)
+            self._size = max(self._size, min(self._size * 4, size_max))
         self._provided_at = now
+        problem = self._disk_problem()
         try:
-            self._claim(self.folder)
-            self._spares.append(self._create_file(self.folder, self._size))
+            self._claim(self._place)
+            if not self._has_room(self._size):
+                raise OSError(problem or f"it holds the {self._bytes_max >> 20} MB that it may")
+            self._spares.append(self._create_file(self._size))
         except OSError as error:
             self._degrade(f"the journal folder {self.folder} takes no more: {error.strerror or error}")
         else:
@@ -284,15 +313,34 @@ class Journal:
                     self._read_seq = segment.first_seq
                     yield Shipment(segment.first_seq - lost, lost, None, reason=self._reason())
                 self._read_segment, self._read_offset = segment.number, SEGMENT_HEADER.size
-            while self._read_offset < (tail := segment.tail):
-                start = self._read_offset
-                stop, records = seal(segment, start, tail)
-                first = self._read_seq
-                self._read_offset, self._read_seq = stop, first + records
-                yield Shipment(first, records, segment, start, stop)
+            yield from self._parked_shipments(segment) if segment.is_parked else self._mapped_shipments(segment)
         lost = self._take_last_gap()
         if lost:
             yield Shipment(self._read_seq - lost, lost, None, reason=self._reason())
+
+    def _mapped_shipments(self, segment: Segment) -> Iterator[Shipment]:
+        while self._read_offset < (tail := segment.tail):
+            start = self._read_offset
+            stop, records = seal(segment, start, tail)
+            first = self._read_seq
+            self._read_offset, self._read_seq = stop, first + records
+            yield Shipment(first, records, segment, start, stop)
+
+    def _parked_shipments(self, segment: Segment) -> Iterator[Shipment]:
+        if self._read_offset >= segment.tail:
+            return
+        try:
+            with segment.opened() as view:
+                for start, stop, records in iter_ranges(view[: segment.tail], start=self._read_offset):
+                    first = self._read_seq
+                    self._read_offset, self._read_seq = stop, first + records
+                    yield Shipment(first, records, segment, start, stop)
+        except OSError as error:
+            logger.warning("a segment of the journal cannot be read back: %s", error)
+        if self._read_seq < segment.next_seq:
+            lost, self._read_seq = segment.next_seq - self._read_seq, segment.next_seq
+            self._read_offset = segment.tail
+            yield Shipment(segment.next_seq - lost, lost, None, reason="the file that held them was damaged")
 
     def _take_last_gap(self) -> int:
         """Records dropped since the last one that was read: said once all that was kept is stored, for then there is
@@ -307,6 +355,8 @@ class Journal:
 
     def release_below(self, watermark: int) -> None:
         """Forget the segments whose records are all below the watermark, and keep one of them for reuse."""
+        if self._keeper is not None:
+            self._keeper.committed = watermark
         while len(self._segments) > 1 and self._segments[0].next_seq <= watermark:
             segment = self._segments[0]
             if segment.number >= self._read_segment or segment is self._current:
@@ -321,16 +371,47 @@ class Journal:
         """Bytes of records that are not acknowledged, whole segments counted."""
         return sum(segment.tail for segment in list(self._segments))
 
+    def _park(self) -> None:
+        """Give back the memory of segments that wait: one that is on disk needs none until it is shipped."""
+        waiting = [segment for segment in list(self._segments) if not (segment.is_parked or segment.in_memory)]
+        waiting = [segment for segment in waiting if segment not in (self._current, self._segments[-1])]
+        if self._keeper is not None:
+            for segment in waiting:
+                if segment.kept == segment.tail:
+                    self._keeper.let_go(segment, segment.park)
+            return
+        mapped = sum(segment.size for segment in waiting)
+        for segment in waiting:
+            if mapped <= _MAPPED_BYTES_MAX:
+                return
+            start = SEGMENT_HEADER.size
+            while start < segment.tail:
+                start, _ = seal(segment, start, segment.tail)
+            segment.park()
+            mapped -= segment.size
+
+    def _has_room(self, size: int) -> bool:
+        """Whether another segment may be made where they are made."""
+        segments = (*self._segments, *self._spares)
+        if self._keeper is None:
+            return sum(segment.size for segment in segments if not segment.in_memory) + size <= self._bytes_max
+        shared = sum(segment.size for segment in segments if segment.is_shared)
+        if shared + size > SHARED_BYTES_MAX // 2:
+            self._keeper.hurry()
+        return shared + size <= SHARED_BYTES_MAX
+
     def _spill(self, *, last: bool = False) -> None:
-        """Bring records that found only memory to disk; `last` says that nothing will be appended any more."""
-        if self.folder is None:
+        """Bring records that found only memory to a file; `last` says that nothing will be appended any more."""
+        if self._place is None:
             return
         for segment in list(self._segments):
             if segment.in_memory and (last or segment is not self._current):
                 nbytes = segment.size
                 try:
-                    self._claim(self.folder)
-                    segment.spill(self._new_path(self.folder))
+                    self._claim(self._place)
+                    if not self._has_room(segment.tail):
+                        return
+                    segment.spill(self._new_path(self._place), is_shared=self._keeper is not None)
                 except OSError:
                     return
                 with self._append_lock:
@@ -346,8 +427,13 @@ class Journal:
         committed = watermark - (dropped - dropped_later)
         return Fate(self.seq, committed, self.seq - committed - dropped - homeless, lost)
 
-    def close(self, *, delivered: bool) -> None:
-        """Let go of memory and files: remove these when all is delivered, else leave them for `sidestep sync`."""
+    def close(self, *, delivered: bool, timeout: float = 2.0) -> None:
+        """Let go of memory and files: remove these when all is delivered, else leave them for `sidestep sync`.
+
+        Args:
+            delivered: nobody needs the records any more.
+            timeout: seconds to wait for a disk that stands still, where segments lie in shared memory.
+        """
         self.end()
         if not delivered:
             self._spill(last=True)
@@ -355,14 +441,24 @@ class Journal:
             unused.release()
         self._spares.clear()
         self._recycle.clear()
+        if self._keeper is None:
+            self._let_go(delivered=delivered)
+        else:
+            self._keeper.close(lambda: self._let_go(delivered=delivered), timeout, keep=not delivered)
+
+    def _let_go(self, *, delivered: bool) -> None:
         for segment in self._segments:
             if delivered:
                 segment.release()
+            elif segment.is_shared and segment.kept == segment.tail:
+                segment.park()
             else:
                 segment.close()
         if self._claimed is not None:
-            if delivered and self.folder is not None:
+            if self.folder is not None and delivered:
                 remove_stream_folder(self.folder)
+            elif self.folder is not None and not any(segment.is_shared for segment in self._segments):
+                remove_shared_folder(self.folder)
             os.close(self._claimed)
             self._claimed = None
 
@@ -375,9 +471,18 @@ class Journal:
             with self._append_lock:
                 self._ring_bytes -= segment.size
             return
-        if segment.size == self._size and not self._spares and self.folder is not None:
+        if segment.is_parked and self._keeper is not None and segment.path is not None:
+            self._keeper.discard(segment.path, segment.tail)  # a disk is asked by that thread alone
+        elif self._keeper is not None:
+            self._keeper.let_go(segment, lambda: self._reuse(segment))
+        else:
+            self._reuse(segment)
+
+    def _reuse(self, segment: Segment) -> None:
+        is_fit = segment.size == self._size and not segment.is_parked and not self._spares
+        if is_fit and self._place is not None:
             try:
-                segment.reuse(self._new_path(self.folder))
+                segment.reuse(self._new_path(self._place))
             except OSError:
                 segment.release()
                 return
@@ -386,18 +491,19 @@ class Journal:
             return
         segment.release()
 
-    def _create_file(self, folder: Path, size: int) -> Segment:
-        return create_file_segment(self._new_path(folder), size)
+    def _create_file(self, size: int) -> Segment:
+        assert self._place is not None
+        return create_file_segment(self._new_path(self._place), size, is_shared=self._keeper is not None)
 
     def _new_path(self, folder: Path) -> Path:
         # Named as they are made, by either thread; the order of their records is in their headers.
         return folder / f"{next(self._file_numbers):08d}.seg"
 
     def _create_first(self) -> Segment:
-        if self.folder is not None:
+        if self._place is not None:
             try:
-                self._claim(self.folder)
-                return self._create_file(self.folder, SEGMENT_BYTES_MIN)
+                self._claim(self._place)
+                return self._create_file(SEGMENT_BYTES_MIN)
             except OSError as error:
                 self._degrade(f"the journal folder {self.folder} cannot be written: {error.strerror or error}")
         self._ring_bytes += SEGMENT_BYTES_MIN
@@ -409,6 +515,29 @@ class Journal:
         self.degraded = reason
         self._size = SEGMENT_BYTES_MIN
         self._retry_at = time.monotonic() + _RETRY_SECONDS
+
+    def _share(self, folder: Path) -> None:
+        """Have segments made in shared memory, where the system has enough of it and the disk takes a link to it."""
+        with contextlib.suppress(OSError):
+            self._claim(folder)
+            place = shared_folder(folder)
+            if place is not None:
+                self._place = place
+                self._keeper = Keeper(folder, lambda: self._segments, self._bytes_max)
+                self._keeper.start()
+
+    def _disk_problem(self) -> str:
+        """Why the disk behind shared memory takes nothing; said once for as long as it lasts."""
+        problem = "" if self._keeper is None else self._keeper.problem
+        if problem and not self._said:
+            logger.warning("%s; what waits is kept in shared memory, up to %d MB", problem, SHARED_BYTES_MAX >> 20)
+        self._said = problem
+        return problem
+
+    @property
+    def notes_folder(self) -> Path | None:
+        """Where small files about the process may lie, to be found by whoever ships the journal."""
+        return self._place
 
     def _claim(self, folder: Path) -> None:
         if self._claimed is not None:
@@ -425,6 +554,7 @@ def stream_folder(root: Path, identity: Identity) -> Path:
 
 def remove_stream_folder(folder: Path) -> None:
     """Remove a stream's folder and, when it was the last, its run's; what cannot be removed stays."""
+    remove_shared_folder(folder)
     for entry in (*folder.glob("*.seg"), *folder.glob("*.tmp"), folder / LOCK_NAME):
         with contextlib.suppress(OSError):
             entry.unlink()

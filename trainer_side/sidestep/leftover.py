@@ -24,6 +24,7 @@ from sidestep.records import Identity, Shipment
 from sidestep.segments import Segment, create_memory_segment, segment_size_for
 from sidestep_schemas.claims import claim
 from sidestep_schemas.errors import SegmentError
+from sidestep_schemas.layout import SHARED_LINK, segment_files
 from sidestep_schemas.segment import iter_ranges
 from sidestep_schemas.wire import KIND_LIFECYCLE, NO_EPOCH, RECORD_PREFIX, SEGMENT_HEADER, SegmentHeader, aligned
 
@@ -102,7 +103,7 @@ class LeftoverJournal:
 
     def _load(self, boot: bytes) -> list[tuple[Segment, list[Shipment]]]:
         loaded: list[tuple[Segment, list[Shipment]]] = []
-        for path in sorted(self.folder.glob("*.seg")):
+        for path in segment_files(self.folder):
             try:
                 segment = _read_segment(path)
                 header = SegmentHeader.unpack(segment.view)
@@ -117,14 +118,19 @@ class LeftoverJournal:
                 segment.records += records
                 segment.tail = stop
             loaded.append((segment, shipments))
+        # What lies on disk and in shared memory is one segment: the latter holds what was written last.
         loaded.sort(key=lambda entry: (entry[0].first_seq, entry[0].records))
-        return loaded
+        whole = {segment.first_seq: (segment, shipments) for segment, shipments in loaded}
+        for segment, _ in loaded:
+            if segment is not whole[segment.first_seq][0]:
+                segment.close()
+        return list(whole.values())
 
     def _add_missing_end(self) -> None:
         last = next((shipments[-1] for _, shipments in reversed(self._segments) if shipments), None)
         if last is not None and _ends_with_an_end(last):
             return
-        details = json.dumps({"status": "killed", **read_signal(self.folder)})
+        details = json.dumps({"status": "killed", **(read_signal(self.folder) or read_signal(self.folder / SHARED_LINK))})
         payload = packed(KIND_LIFECYCLE, self.seq, time.time_ns(), -1, NO_EPOCH, "end", details)
         segment = create_memory_segment(segment_size_for(len(payload)))
         segment.first_seq, segment.records = self.seq, 1

@@ -314,9 +314,13 @@ class _Sockets:
 
     def send(self, shipment: Shipment) -> bool:
         """Hand a frame to the socket; False when it takes none now."""
-        segment = shipment.segment
-        kind = FRAME_GAP if segment is None else FRAME_RECORDS
-        body = shipment.reason.encode() if segment is None else bytes(segment.view[shipment.start : shipment.stop])
+        try:
+            body = shipment.body()
+        except OSError as error:
+            logger.warning("records of the journal cannot be read back: %s", error)
+            shipment.segment, shipment.reason = None, "the file that held them cannot be read"
+            body = shipment.body()
+        kind = FRAME_GAP if shipment.segment is None else FRAME_RECORDS
         return self._push_frame(kind, shipment.first_seq, shipment.records, body)
 
     def alive(self, seq: int) -> bool:

@@ -65,6 +65,14 @@ class Shipment:
         """Seq behind its last record."""
         return self.first_seq + self.records
 
+    def body(self) -> bytes:
+        """What its frame carries: the records as they are in the segment, or the reason of a gap.
+
+        Raises:
+            OSError: the records are on a disk that does not give them back.
+        """
+        return self.reason.encode() if self.segment is None else self.segment.body(self.start, self.stop)
+
 
 def seal(segment: Segment, start: int, tail: int) -> tuple[int, int]:
     """Put the checksum on each record from `start`, up to about `RANGE_BYTES`; returns (stop, records)."""

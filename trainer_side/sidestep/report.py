@@ -70,7 +70,7 @@ def deliver(
     """
     delivered = pusher.wait(journal.end(), timeout)
     if pusher.stop(max(0.2, timeout - (time.monotonic() - started))):
-        journal.close(delivered=delivered)
+        journal.close(delivered=delivered, timeout=max(0.2, timeout - (time.monotonic() - started)))
     fate = journal.fate(pusher.delivery.committed)
     report = DeliveryReport(
         *fate[:3],

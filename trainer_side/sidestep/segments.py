@@ -1,7 +1,8 @@
 """Segments: the files (or, where no file can be had, the memory) that records are appended to.
 
 Made, zeroed, recycled and removed by the drain thread; written by the training thread through a memory map,
-so that appending is a copy into memory and survives the death of the process. Touches files, never a socket.
+so that appending is a copy into memory and survives the death of the process. One that waits for a collector is
+parked: its file stays, its memory does not. Touches files, never a socket.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from sidestep_schemas.wire import RECORD_PREFIX, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SEGMENT_HEADER, SegmentHeader
@@ -29,16 +31,26 @@ class Segment:
         tail: offset behind the last whole record. Only the training thread moves it.
         records: whole records in it.
         first_seq: seq of its first record, once it is in use.
+        is_shared: its file lies in shared memory and not on a disk.
+        kept: where it is shared, so many of its first bytes lie on disk too, in `kept_path`.
     """
 
-    __slots__ = ("_map", "first_seq", "limit", "number", "path", "records", "size", "tail", "view", "words")
+    __slots__ = (
+        *("_map", "first_seq", "is_shared", "kept", "kept_path", "limit"),
+        *("number", "path", "records", "size", "tail", "view", "words"),
+    )
 
-    def __init__(self, size: int, mapping: mmap.mmap | bytearray, path: Path | None) -> None:
+    def __init__(
+        self, size: int, mapping: mmap.mmap | bytearray, path: Path | None, *, is_shared: bool = False
+    ) -> None:
         self.number = -1
         self.size = size
         self.limit = size
         self.path = path
-        self._map = mapping
+        self.is_shared = is_shared
+        self.kept = 0
+        self.kept_path: Path | None = None
+        self._map: mmap.mmap | bytearray | None = mapping
         self.view = memoryview(mapping)
         self.words = self.view.cast("I")
         self.tail = SEGMENT_HEADER.size
@@ -65,7 +77,7 @@ class Segment:
             _prefault(self.view[: self.tail])
             self.path.rename(path)
             self.path = path
-        self.limit, self.tail, self.records = self.size, SEGMENT_HEADER.size, 0
+        self.limit, self.tail, self.records, self.kept = self.size, SEGMENT_HEADER.size, 0, 0
         self.number = self.first_seq = -1
 
     @property
@@ -73,8 +85,12 @@ class Segment:
         """Whether its records do not survive the process."""
         return isinstance(self._map, bytearray)
 
-    def spill(self, path: Path) -> None:
+    def spill(self, path: Path, *, is_shared: bool = False) -> None:
         """Move a segment from memory to a file, so that its records survive the process. Nothing is appended after.
+
+        Args:
+            path: of the file.
+            is_shared: it lies in shared memory.
 
         Raises:
             OSError: the file cannot be written; the segment is as it was.
@@ -91,8 +107,52 @@ class Segment:
             raise OSError(str(error)) from error
         self.close()
         self._map, self.path, self.size, self.limit = mapping, path, self.tail, 0
+        self.is_shared = is_shared
         self.view = memoryview(mapping)
         self.words = self.view.cast("I")
+
+    @property
+    def is_parked(self) -> bool:
+        """Whether its records lie in its file alone. It takes no more."""
+        return self._map is None
+
+    def park(self) -> None:
+        """Give back its memory, and go on from the copy on disk where it was shared. Nothing is appended after."""
+        self.close()
+        self._map, self.limit = None, 0
+        if self.is_shared and self.kept_path is not None:
+            _unlink(self.path)
+            self.path, self.is_shared = self.kept_path, False
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[memoryview]:
+        """Its bytes; those of a parked one are mapped for as long, and cannot be changed.
+
+        Raises:
+            OSError: the file of a parked one cannot be read, or lost its end.
+        """
+        if self._map is not None or self.path is None:
+            yield self.view
+            return
+        with self.path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size < self.tail:
+                raise OSError(f"{self.path} is shorter than it was")
+            mapping = mmap.mmap(file.fileno(), self.tail, access=mmap.ACCESS_READ)
+        view = memoryview(mapping)
+        try:
+            yield view
+        finally:
+            view.release()
+            mapping.close()
+
+    def body(self, start: int, stop: int) -> bytes:
+        """A copy of its bytes.
+
+        Raises:
+            OSError: see `opened`.
+        """
+        with self.opened() as view:
+            return bytes(view[start:stop])
 
     def close(self) -> None:
         """Give back its memory; its file stays."""
@@ -104,15 +164,18 @@ class Segment:
     def release(self) -> None:
         """Give back its memory and remove its file; one that cannot be removed is found again by `sidestep sync`."""
         self.close()
-        if self.path is not None:
-            with contextlib.suppress(OSError):
-                self.path.unlink()
+        _unlink(self.path)
 
 
-def create_file_segment(path: Path, size: int) -> Segment:
-    """A segment in a new file whose disk blocks are reserved and whose pages are in memory.
+def create_file_segment(path: Path, size: int, *, is_shared: bool = False) -> Segment:
+    """A segment in a new file whose blocks are reserved and whose pages are in memory.
 
     Reserving matters: storing into a mapped page that has no block left on a full disk is a SIGBUS.
+
+    Args:
+        path: of the file.
+        size: in bytes.
+        is_shared: the file lies in shared memory: storing into it waits for no disk.
 
     Raises:
         OSError: the disk is full, read-only, or does not map files.
@@ -120,7 +183,7 @@ def create_file_segment(path: Path, size: int) -> Segment:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         _reserve(descriptor, size)
-        segment = Segment(size, mmap.mmap(descriptor, size), path)
+        segment = Segment(size, mmap.mmap(descriptor, size), path, is_shared=is_shared)
         _prefault(segment.view)
     except (OSError, ValueError) as error:
         path.unlink(missing_ok=True)
@@ -142,6 +205,12 @@ def segment_size_for(nbytes: int) -> int:
     while size < needed:
         size *= 4
     return min(size, SEGMENT_BYTES_MAX)
+
+
+def _unlink(path: Path | None) -> None:
+    if path is not None:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def _reserve(descriptor: int, size: int) -> None:

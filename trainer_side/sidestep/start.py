@@ -144,7 +144,12 @@ def _start(settings: RunConfig, config: Mapping[str, Any] | None) -> Run:
     root = local if is_network_folder(settings.dir) else near
     attempt = _next_attempt(settings, root)
     identity = Identity(settings.uid, settings.rank, attempt, secrets.token_bytes(8), boot_id())
-    journal = Journal(stream_folder(root, identity), identity)
+    journal = Journal(
+        stream_folder(root, identity),
+        identity,
+        in_shared_memory=settings.in_shared_memory,
+        bytes_max=settings.journal_bytes,
+    )
     address = None if settings.mode == "offline" else settings.collector or launch.ensure(settings.dir)
     machine = Machine(settings.system_seconds)
     stacks = StackWatch(settings.hang_seconds if settings.stacks_on_hang else 0.0)
@@ -268,8 +273,8 @@ def _note_exit(error: SystemExit) -> None:
 
 def _listen_for_signals(run: Run, journal: Journal) -> None:
     global _signals  # noqa: PLW0603 - one run a process
-    if journal.folder is not None:
-        _signals = SignalTraces(journal.folder)
+    if journal.notes_folder is not None:
+        _signals = SignalTraces(journal.notes_folder)
         _signals.begin()
         run.at_finish(_signals.end)
 
