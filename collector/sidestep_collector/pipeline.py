@@ -346,7 +346,9 @@ class Pipeline:
         uids = {stream.run: stream.run_uid for stream in going_on}
         streams = [one.stream for one in known if one.stream.run in uids]  # with earlier attempts, and ranks that ended
         self._wishes.note(read_starts(root, streams))
-        tails = read_tails(root, streams, self._periods.begin)
+        tails = read_tails(
+            root, streams, lambda run, epochs: min(self._periods.begin(run, epochs), self._rules.begin(epochs))
+        )
         events = [event for tail in tails for event in tail.events]
         self._lines.note(events)
         runs = self._store.runs()
@@ -362,7 +364,8 @@ class Pipeline:
             over={one.stream for one in known if one.ended or one.cause is not None},
         )
         self._periods.add(told)
-        self._rules.restore([event for event in events if event.at.stream in going_on], self._store.findings(uids))
+        said = [event for event in events if event.at.stream in going_on]
+        self._rules.restore(said, self._store.findings(uids), told)
         for stream, key_sets in going_on.items():
             self._second_names.declare(stream, key_sets)
         starts = {event.at.stream: event for event in events if event.event == "start"}

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from support.judged import block, epoch, rule, stage, start, stream, told
+from support.judged import as_row, block, epoch, rule, stage, start, stream, told
 
 from sidestep_collector.profiles import Choices
 from sidestep_collector.profiles.spec import Override
@@ -266,3 +266,73 @@ def test_a_run_without_a_profile_is_judged_by_the_common_part():
     rules = Rules(Choices())
     rules.add([block([1, NAN], ("train/loss_total",))], [])
     assert [one.finding for one in rules.take()] == ["nonfinite_loss@1"]
+
+
+STUCK = {"form": "plateau", "over": "epoch", "below": 0.2, "clear": 0.25, "gain": 0.01, "for": "{epochs: 3}"}
+
+
+def through(rules, *values, first=1):
+    """Findings after each epoch, with the rule restarted nowhere."""
+    found = []
+    for number, value in enumerate(values, start=first):
+        rules.add_epochs([epoch(number, mine_heat=value)])
+        found += told(rules.take())
+    return found
+
+
+def test_a_plateau_is_a_value_that_is_not_good_yet_and_no_better_than_the_best_before():
+    assert through(stage(rule(**STUCK)), 0.05, 0.08, 0.11, 0.115, 0.12, 0.09) == [
+        ("hot@400", "pending", "warning", 0),
+        ("hot@400", "pending", "warning", 0),
+        ("hot@400", "firing", "warning", 1),
+    ]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        (0.05, 0.07, 0.09, 0.11, 0.13, 0.15, 0.17, 0.19),  # low, and it learns
+        (0.1, 0.106, 0.112, 0.118, 0.124, 0.13, 0.136),  # each gain is small, two of them are none
+        (0.1, 0.3, 0.3, 0.3, 0.3, 0.3),  # it stands, where it is good
+        (0.1, 0.1, 0.1, 0.12, 0.1, 0.1, 0.14),  # it never stands for three epochs
+        (0.1, NAN, NAN, NAN, NAN),  # nothing is known of it
+    ],
+)
+def test_what_still_gains_or_is_good_is_no_plateau(values):
+    assert [found for found in through(stage(rule(**STUCK)), *values) if found[1] == "firing"] == []
+
+
+def test_a_plateau_of_what_should_fall_lies_above_a_bound_and_ends_when_it_gains_again():
+    rules = stage(rule(form="plateau", over="epoch", above=1.0, **{"for": "{epochs: 2}"}))
+    assert through(rules, 4.0, 4.0, 5.0)[-1] == ("hot@200", "firing", "warning", 1)
+    assert through(rules, 3.0, 2.0, first=4)[-1] == ("hot@200", "resolved", "warning", 1)
+
+
+def test_the_first_epochs_are_what_a_plateau_is_compared_with_though_they_are_not_judged():
+    rules = stage(rule(**STUCK | {"warmup": 3}))
+    assert through(rules, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1)[-1] == ("hot@400", "firing", "warning", 1)
+
+
+@pytest.mark.parametrize("restarts", [{1}, {3}, {4, 6}, {20, 21}])
+def test_a_restart_changes_nothing_about_epochs_that_are_compared_with_those_before(restarts):
+    falls = rule("falls", form="ratio", metric="mine/heat", to="previous", over="epoch", below=0.9)
+    values = [0.1, 0.12, 0.1, 0.11, 0.119, 0.1, 0.15, *[0.15] * 15, 0.14, 0.13, 0.18, 0.1]
+
+    def findings(restarts):
+        rules, stored, past = stage(rule(**STUCK), falls), {}, []
+        for number, value in enumerate(values, start=1):
+            rules.add_epochs([epoch(number, mine_heat=value), *past[-2:]])  # some are told again
+            past.append(epoch(number, mine_heat=value))
+            stored |= {one.finding: one for one in rules.take()}
+            stored = {name: one for name, one in stored.items() if one.state != "gone"}
+            if number in restarts:
+                rules = Rules(Choices())
+                begin = rules.begin([one.epoch for one in past])
+                rows = [as_row(one) for one in stored.values()]
+                rules.restore(
+                    [start(stream(), rule(**STUCK), falls)], rows, [one for one in past if one.epoch >= begin]
+                )
+        return [(one.finding, one.state, one.count, one.last_step) for one in stored.values()]
+
+    assert findings(restarts) == findings(set())
+    assert {name.partition("@")[0] for name, *_ in findings(set())} == {"hot", "falls"}

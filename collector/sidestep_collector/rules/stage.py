@@ -8,7 +8,7 @@ the other metric up to that record, in the same stream; so it does not matter ho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
@@ -23,6 +23,7 @@ from sidestep_collector.profiles.spec import PREVIOUS, Override
 from sidestep_collector.rules.casebook import Casebook, When
 from sidestep_collector.rules.counts import CountSeries
 from sidestep_collector.rules.judge import Floats, Judged, judge, may_hit
+from sidestep_collector.rules.past import EPOCHS_KEPT, Past
 from sidestep_collector.rules.ruleset import Part, RuleSet, RuleSets
 from sidestep_collector.rules.track import Track
 
@@ -49,7 +50,7 @@ class _Run:
     tracks: dict[_Key, Track] = field(default_factory=dict[_Key, Track])
     previous: dict[_Key, Floats] = field(default_factory=dict[_Key, Floats])
     compared: dict[tuple[bytes, str], _History] = field(default_factory=dict[tuple[bytes, str], _History])
-    epochs: dict[tuple[str, str], int] = field(default_factory=dict[tuple[str, str], int])
+    past: dict[tuple[str, str], Past] = field(default_factory=dict[tuple[str, str], Past])
     names: dict[tuple[str, ...], None] = field(default_factory=dict[tuple[str, ...], None])
     is_told: bool = False
 
@@ -69,17 +70,32 @@ class Rules:
         self._given_up: set[str] = set()
         self._series = CountSeries()
 
-    def restore(self, events: Iterable[Event], rows: Iterable[Mapping[str, Any]]) -> None:
-        """Resume after a restart, before anything is added: events of runs that go on, and their findings."""
+    @staticmethod
+    def begin(epochs: Sequence[int]) -> int:
+        """From which epoch on summaries are needed after a restart, of epochs in ascending order."""
+        return epochs[-EPOCHS_KEPT:][0]
+
+    def restore(
+        self, events: Iterable[Event], rows: Iterable[Mapping[str, Any]], summaries: Iterable[EpochSummary] = ()
+    ) -> None:
+        """Resume after a restart, before anything is added.
+
+        Args:
+            events: of runs that go on.
+            rows: their findings.
+            summaries: of their last epochs that have ended, which were judged before.
+        """
         for event in events:
             self._series.note(event)
             if event.event == "start":
                 self._begin(event)
         for row in rows:
             run = self._run(row["run"], row["project"])
-            incident = run.cases.restore(row, run.rules.rules)
-            if incident is not None:
-                run.epochs |= {(incident.rule.name, tag): incident.epoch for _, tag in incident.windows}
+            run.cases.restore(row, run.rules.rules)
+        for summary in summaries:
+            run = self._run(summary.run, summary.project)
+            for part in _epoch_parts(run, summary):
+                _past(run, part).add(summary.epoch, float(_statistic(summary, part.tags[0], part.rule.spec)[0, 0]))
 
     def add(self, blocks: Sequence[ScalarBlock], items: Sequence[Item]) -> None:
         """Judge records, each stream's in the order of their seq."""
@@ -189,24 +205,24 @@ class Rules:
 
     def _judge_epochs(self, summary: EpochSummary) -> None:
         run = self._run(summary.run, summary.project)
-        if run.rules.has_epoch_rules:
-            for part in run.rules.plan(tuple(summary.statistics), "epoch"):
-                for one in part.singly():
-                    self._judge_epoch(run, one, summary)
+        for part in _epoch_parts(run, summary):
+            self._judge_epoch(run, part, summary)
 
     def _judge_epoch(self, run: _Run, part: Part, summary: EpochSummary) -> None:
         """Judge one metric of an epoch."""
         rule, key = part.rule, (part.rule.name, part.tags[0])
-        if summary.epoch <= run.epochs.get(key, -1):
+        past = _past(run, part)
+        if summary.epoch <= past.epoch:
             return
-        run.epochs[key] = summary.epoch
         values = _statistic(summary, part.tags[0], rule.spec)
-        to = _previous(run, key, values) if rule.spec.to == PREVIOUS else None
+        to = np.array([[past.previous]]) if rule.spec.to == PREVIOUS else None
+        best = past.best(rule.spec)
+        past.add(summary.epoch, float(values[0, 0]))
         if part.to is not None:
             to = _statistic(summary, part.to[0], rule.spec)
         also = [_statistic(summary, tags[0], rule.spec) for tags in part.also]
         muted = np.array([rule.warmup > 0 and summary.epoch <= rule.warmup])
-        judged = judge(rule.spec, values, to, also, muted)
+        judged = judge(rule.spec, values, to, also, muted, best=best)
         when = When(np.array([summary.global_step]), np.array([summary.last_t_ns]), ALL_RANKS)
         run.cases.advance(part, self._track(run, key, part, ALL_RANKS), when, judged)
         incident = run.cases.get(rule.name, part.subjects[0])
@@ -236,6 +252,17 @@ class Rules:
         blind = {rule.name for rule in run.rules.rules if rule.profile == own.name} - {part.rule.name for part in parts}
         if blind:
             log.info("the run records none of what these rules read", run=name, rules=", ".join(sorted(blind)))
+
+
+def _epoch_parts(run: _Run, summary: EpochSummary) -> Iterator[Part]:
+    """What rules read of an epoch, one metric at a time."""
+    if run.rules.has_epoch_rules:
+        for part in run.rules.plan(tuple(summary.statistics), "epoch"):
+            yield from part.singly()
+
+
+def _past(run: _Run, part: Part) -> Past:
+    return run.past.setdefault((part.rule.name, part.tags[0]), Past())
 
 
 def _previous(run: _Run, key: _Key, values: Floats) -> Floats:
