@@ -219,6 +219,7 @@ class Pipeline:
             self._store.set_state(stream, state)
             if state != RUNNING:
                 self._epochs.end(stream)
+                self._rules.end(stream)
         self._batch.items += news.events
         self._urgent = True
 
@@ -365,7 +366,8 @@ class Pipeline:
         )
         self._periods.add(told)
         said = [event for event in events if event.at.stream in going_on]
-        self._rules.restore(said, self._store.findings(uids), told)
+        names = [(stream, key_set.names) for stream, key_sets in going_on.items() for key_set in key_sets]
+        self._rules.restore(said, self._store.findings(uids), told, names)
         for stream, key_sets in going_on.items():
             self._second_names.declare(stream, key_sets)
         starts = {event.at.stream: event for event in events if event.event == "start"}

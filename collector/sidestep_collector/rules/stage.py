@@ -17,7 +17,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from sidestep_collector.blocks import EpochSummary, Event, Finding, Item, ScalarBlock
+from sidestep_collector.blocks import EpochSummary, Event, Finding, Item, ScalarBlock, Stream
 from sidestep_collector.profiles import Choices, RuleSpec, suggested
 from sidestep_collector.profiles.spec import PREVIOUS, Override
 from sidestep_collector.rules.casebook import Casebook, When
@@ -33,6 +33,10 @@ log: Any = structlog.get_logger()
 ALL_RANKS: Final = -1
 #: Values of a compared metric that are remembered: those up to the oldest record that may yet come.
 _COMPARED_KEPT: Final = 256
+#: Epochs after which what is taken each epoch is there: that of the first may be logged behind its end.
+_EPOCHS_UNTIL_TOLD: Final = 2
+#: Beside names of rules in what a run was told.
+_SUGGESTION: Final = "<profile>"
 
 Steps = NDArray[np.int64]
 _Key = tuple[Any, ...]
@@ -42,7 +46,15 @@ _History = tuple[Steps, Floats]
 
 @dataclass(slots=True)
 class _Run:
-    """What is known of a run."""
+    """What is known of a run.
+
+    Attributes:
+        names: names of its records.
+        seen: tags that its epochs tell of.
+        epochs: how many have ended, the last of them being `last_epoch`.
+        going: for each rank that goes on, the stream of its last start.
+        told: rules of which it was said that they have nothing to judge.
+    """
 
     name: str
     rules: RuleSet
@@ -52,7 +64,18 @@ class _Run:
     compared: dict[tuple[bytes, str], _History] = field(default_factory=dict[tuple[bytes, str], _History])
     past: dict[tuple[str, str], Past] = field(default_factory=dict[tuple[str, str], Past])
     names: dict[tuple[str, ...], None] = field(default_factory=dict[tuple[str, ...], None])
-    is_told: bool = False
+    seen: set[str] = field(default_factory=set[str])
+    epochs: int = 0
+    last_epoch: int = -1
+    going: dict[int, bytes] = field(default_factory=dict[int, bytes])
+    told: set[str] = field(default_factory=set[str])
+
+    def ended(self, summary: EpochSummary) -> None:
+        """Note an epoch that has ended."""
+        self.seen.update(summary.statistics)
+        if summary.epoch > self.last_epoch:
+            self.last_epoch = summary.epoch
+            self.epochs += 1
 
 
 class Rules:
@@ -69,6 +92,7 @@ class Rules:
         self._runs: dict[str, _Run] = {}
         self._given_up: set[str] = set()
         self._series = CountSeries()
+        self._over: list[Stream] = []
 
     @staticmethod
     def begin(epochs: Sequence[int]) -> int:
@@ -76,7 +100,11 @@ class Rules:
         return epochs[-EPOCHS_KEPT:][0]
 
     def restore(
-        self, events: Iterable[Event], rows: Iterable[Mapping[str, Any]], summaries: Iterable[EpochSummary] = ()
+        self,
+        events: Iterable[Event],
+        rows: Iterable[Mapping[str, Any]],
+        summaries: Iterable[EpochSummary] = (),
+        names: Iterable[tuple[Stream, tuple[str, ...]]] = (),
     ) -> None:
         """Resume after a restart, before anything is added.
 
@@ -84,6 +112,7 @@ class Rules:
             events: of runs that go on.
             rows: their findings.
             summaries: of their last epochs that have ended, which were judged before.
+            names: what their streams have recorded.
         """
         for event in events:
             self._series.note(event)
@@ -94,8 +123,11 @@ class Rules:
             run.cases.restore(row, run.rules.rules)
         for summary in summaries:
             run = self._run(summary.run, summary.project)
+            run.ended(summary)
             for part in _epoch_parts(run, summary):
                 _past(run, part).add(summary.epoch, float(_statistic(summary, part.tags[0], part.rule.spec)[0, 0]))
+        for stream, recorded in names:
+            self._run(stream.run, stream.project).names[recorded] = None
 
     def add(self, blocks: Sequence[ScalarBlock], items: Sequence[Item]) -> None:
         """Judge records, each stream's in the order of their seq."""
@@ -111,7 +143,11 @@ class Rules:
         for event in events:
             self._guarded(event.at.stream.run, partial(self._count, event))
             if event.event == "end":
-                self._tell(event.at.stream.run)
+                self.end(event.at.stream)
+
+    def end(self, stream: Stream) -> None:
+        """A stream is over; what is pending of it goes when its last epoch was judged."""
+        self._over.append(stream)
 
     def take_counts(self) -> list[ScalarBlock]:
         """Numbers of alerts at the ends of epochs, since the last take."""
@@ -121,7 +157,9 @@ class Rules:
         """Judge epochs that have ended; one that was judged is not judged again."""
         for summary in summaries:
             self._guarded(summary.run, partial(self._judge_epochs, summary))
-            self._tell(summary.run)
+        for stream in self._over:
+            self._guarded(stream.run, partial(self._close, stream))
+        self._over.clear()
 
     def take(self) -> list[Finding]:
         """Findings that are new or have changed since the last take."""
@@ -138,6 +176,7 @@ class Rules:
         self._choices.note(stream.run, start.details)
         rules = self._sets.of(stream.run, self._choices.of(stream.run), said if isinstance(said, dict) else {})
         run = self._run(stream.run, stream.project)
+        run.going[stream.rank] = stream.key
         if run.rules is not rules:
             run.rules = rules
             run.tracks.clear()
@@ -207,6 +246,9 @@ class Rules:
         run = self._run(summary.run, summary.project)
         for part in _epoch_parts(run, summary):
             self._judge_epoch(run, part, summary)
+        run.ended(summary)
+        if run.epochs == _EPOCHS_UNTIL_TOLD:
+            self._tell(run)
 
     def _judge_epoch(self, run: _Run, part: Part, summary: EpochSummary) -> None:
         """Judge one metric of an epoch."""
@@ -236,22 +278,44 @@ class Rules:
             track = run.tracks[key] = run.cases.track(part, rank)
         return track
 
-    def _tell(self, name: str) -> None:
-        """Say once of a run what its rules miss, or which profile it might have."""
-        run = self._runs.get(name)
-        if run is None or run.is_told:
-            return
-        run.is_told = True
-        own = self._choices.of(name).own
+    def _close(self, stream: Stream) -> None:
+        """Nothing more comes of a stream, and of its run where it was the last."""
+        run = self._run(stream.run, stream.project)
+        if run.going.get(stream.rank, stream.key) != stream.key:
+            return  # its rank has started again
+        run.cases.end(stream.rank)
+        run.going.pop(stream.rank, None)
+        if not run.going:
+            run.cases.end(ALL_RANKS)
+            self._tell(run, is_over=True)
+
+    def _tell(self, run: _Run, *, is_over: bool = False) -> None:
+        """Say once of a run which profile it might have, or which of its profile's rules have nothing to judge.
+
+        What is taken each step or epoch is there after some epochs; what is taken more seldom may come until the end.
+        """
+        seen = run.seen.union(*run.names)
+        own = self._choices.of(run.name).own
         if own is None:
-            fitting = suggested({tag for names in run.names for tag in names})
+            fitting = suggested(seen) if _SUGGESTION not in run.told else ()
+            run.told.add(_SUGGESTION)
             if fitting:
-                log.info("a profile fits this run; choose one with sidestep.init(profile=...)", run=name, fits=fitting)
+                log.info(
+                    "a profile fits this run; choose one with sidestep.init(profile=...)", run=run.name, fits=fitting
+                )
             return
-        parts = [part for names in run.names for over in ("step", "epoch") for part in run.rules.plan(names, over)]
-        blind = {rule.name for rule in run.rules.rules if rule.profile == own.name} - {part.rule.name for part in parts}
+        blind = {
+            name: tags
+            for name, tags in run.rules.blind(own.name, seen).items()
+            if name not in run.told and (is_over or not any(map(run.rules.is_periodic, tags)))
+        }
+        run.told |= blind.keys()
         if blind:
-            log.info("the run records none of what these rules read", run=name, rules=", ".join(sorted(blind)))
+            log.info(
+                "rules that have nothing to judge: the run records no such metrics",
+                run=run.name,
+                rules="; ".join(f"{name}: {', '.join(tags)}" for name, tags in sorted(blind.items())),
+            )
 
 
 def _epoch_parts(run: _Run, summary: EpochSummary) -> Iterator[Part]:
