@@ -5,7 +5,7 @@
 Four training processes log 50 numbers 100 times a second each. First half: this process follows all four as
 `sidestep tail` does; a record is visible when it has come out of the live feed. Second half: nobody
 follows, which is when the collector's CPU share and memory count. Committed is what the trainer sees: its own
-watermark has passed the record (that is up to 20 ms, the tick of its drain thread, later than it was).
+watermark has passed the record (that is up to 200 ms, when its drain thread looks next, later than it was).
 """
 
 from __future__ import annotations

@@ -45,18 +45,7 @@ def _family(profile: Profile, table: Table) -> Iterator[str]:
 
 
 def _rule(name: str, rule: RuleSpec) -> tuple[str, ...]:
-    what = f"`{rule.metric}`" + (f" over `{rule.to}`" if rule.to else "")
-    bounds = "no finite number" if rule.form == "nonfinite" else ""
-    bounds += f"below {rule.below:g}" if rule.below is not None else ""
-    bounds += " or " if rule.below is not None and rule.above is not None else ""
-    bounds += f"above {rule.above:g}" if rule.above is not None else ""
-    also = "".join(f", and `{one.metric}` {_side(one.below, one.above)}" for one in rule.also)
-    held = f", {rule.held.count} of {rule.held.window} {rule.over}s" if rule.held else ""
-    return f"`{name}`", rule.severity, f"{what} {bounds}{also}{held}", rule.advice[0]
-
-
-def _side(below: float | None, above: float | None) -> str:
-    return f"below {below:g}" if below is not None else f"above {above:g}"
+    return f"`{name}`", rule.severity, rule.fires("`"), rule.advice[0]
 
 
 def _judged(judged: Judged) -> tuple[str, str]:

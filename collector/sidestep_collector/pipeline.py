@@ -43,7 +43,7 @@ from sidestep_collector.sinks.samples import SampleSink
 from sidestep_collector.sinks.tensorboard import TensorBoardSink
 from sidestep_collector.store import Store
 from sidestep_collector.store.past import read_past
-from sidestep_collector.store.resume import RunTail, read_tails
+from sidestep_collector.store.resume import RunTail, read_starts, read_tails
 from sidestep_collector.telemetry import Counters
 from sidestep_collector.wishes import Wishes
 
@@ -219,6 +219,7 @@ class Pipeline:
             self._store.set_state(stream, state)
             if state != RUNNING:
                 self._epochs.end(stream)
+                self._rules.end(stream)
         self._batch.items += news.events
         self._urgent = True
 
@@ -337,35 +338,42 @@ class Pipeline:
         return self._answer(asked)
 
     def _restore(self, root: Path) -> None:
-        going_on: dict[Stream, tuple[KeySet, ...]] = {}
-        for known in self._store.known():
-            self.registry.restore(known.stream, known.watermark, known.lost, ended=known.ended)
-            if not known.ended:
-                self._decoder.restore(known.stream, known.key_sets)
-                going_on[known.stream] = known.key_sets
-        runs = self._store.runs()
-        causes = {known.stream: known.cause for known in self._store.known()}
-        tails = read_tails(root, going_on)
-        self._wishes.note(event for tail in tails for event in tail.events)
-        self._lines.note(event for tail in tails for event in tail.events)
+        known = self._store.known()
+        going_on = {one.stream: one.key_sets for one in known if not one.ended}
+        for one in known:
+            self.registry.restore(one.stream, one.watermark, one.lost, ended=one.ended)
+        for stream, key_sets in going_on.items():
+            self._decoder.restore(stream, key_sets)
         uids = {stream.run: stream.run_uid for stream in going_on}
-        self._epochs.restore(
+        streams = [one.stream for one in known if one.stream.run in uids]  # with earlier attempts, and ranks that ended
+        self._wishes.note(read_starts(root, streams))
+        tails = read_tails(
+            root, streams, lambda run, epochs: min(self._periods.begin(run, epochs), self._rules.begin(epochs))
+        )
+        events = [event for tail in tails for event in tail.events]
+        self._lines.note(events)
+        runs = self._store.runs()
+        told = self._epochs.restore(
             rows=[row for tail in tails for row in self._store.epoch_rows(tail.run, tail.since_epoch)],
             runs=[
-                RunHistory(tail.run, known.project, known.started_ns, tail.reached, tail.values is not None)
+                RunHistory(tail.run, run.project, run.started_ns, tail.reached, tail.values is not None)
                 for tail in tails
-                for known in (runs[uids[tail.run]],)
+                for run in (runs[uids[tail.run]],)
             ],
-            events=[event for tail in tails for event in tail.events],
+            events=events,
             values=[values for tail in tails for values in tail.values or ()],
+            over={one.stream for one in known if one.ended or one.cause is not None},
         )
-        self._rules.restore([event for tail in tails for event in tail.events], self._store.findings(uids))
+        self._periods.add(told)
+        said = [event for event in events if event.at.stream in going_on]
+        names = [(stream, key_set.names) for stream, key_sets in going_on.items() for key_set in key_sets]
+        self._rules.restore(said, self._store.findings(uids), told, names)
         for stream, key_sets in going_on.items():
             self._second_names.declare(stream, key_sets)
-        starts = {event.at.stream: event for tail in tails for event in tail.events if event.event == "start"}
-        for stream in going_on:
-            if (state := self.registry.get(stream.key)) is not None:
-                self.vigil.restore(state, causes[stream], starts.get(stream))
+        starts = {event.at.stream: event for event in events if event.event == "start"}
+        for one in known:
+            if not one.ended and (state := self.registry.get(one.stream.key)) is not None:
+                self.vigil.restore(state, one.cause, starts.get(one.stream))
         self._restore_analysis(root, going_on, tails)
 
     def _restore_analysis(self, root: Path, going_on: dict[Stream, tuple[KeySet, ...]], tails: list[RunTail]) -> None:

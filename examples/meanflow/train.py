@@ -122,7 +122,7 @@ def main() -> None:
             validated = losses_of(loss(ema, val, val_noise, *val_times))
         run.log(validated, split="val", epoch=epoch)
         if rank == 0:
-            if epoch % wanted.every_n_epochs == 0:
+            if epoch % wanted.every_n_epochs == 0 and not run.is_off:
                 run.tensor("samples/real_latents", val[:SAMPLES])
                 run.tensor("samples/generated_latents", sample(ema, val_noise[:SAMPLES]))
             print(f"epoch {epoch:2d}  loss {given['loss'].item():.4f}  val loss {validated['loss_total']:.4f}")

@@ -126,16 +126,17 @@ def main() -> None:
             loss.backward()
             optimizer.step()
             nats = loss.item()
-            (group,) = optimizer.param_groups
-            run.log(
-                {
-                    "loss_total": nats,
-                    "loss_nats": nats,
-                    "acc": accuracy(logits, batch.then),
-                    "lr": group["lr"],
-                    "wd": group["weight_decay"],
-                }
-            )
+            if not run.is_off:
+                (group,) = optimizer.param_groups
+                run.log(
+                    {
+                        "loss_total": nats,
+                        "loss_nats": nats,
+                        "acc": accuracy(logits, batch.then),
+                        "lr": group["lr"],
+                        "wd": group["weight_decay"],
+                    }
+                )
             quarters = QUARTERS * step // steps
             if quarters > QUARTERS * (step - 1) // steps:
                 found = validate(model, val)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from numpy.typing import NDArray
-from support.families import missing_of, shown_tags, stored_tags
+from support.commands import call
+from support.families import EXAMPLES, TWO_RANKS, imported, missing_of, shown_tags, stored_tags, trained
 from support.place import Place
 
 from sidestep_collector.commands.report import report
@@ -24,7 +23,7 @@ from sidestep_collector.store import connect
 
 pytestmark = pytest.mark.long
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "backward"
+SCRIPT = str(EXAMPLES / "backward" / "train.py")
 #: Small enough for probes to look at all elements of each parameter: estimates are exact.
 EPOCHS, WIDTH, EVERY, STEPS_AN_EPOCH = 3, 16, 2, 22
 ARGUMENTS = ("--epochs", str(EPOCHS), "--width", str(WIDTH), "--every", str(EVERY))
@@ -34,33 +33,16 @@ Array = NDArray[np.float64]
 Values = dict[str, dict[int, float]]
 
 
-def trained(place: Place, run: str, *arguments: str, launcher: tuple[str, ...] = (sys.executable,)) -> str:
-    settings = {"OMP_NUM_THREADS": "1", "SIDESTEP_COLLECTOR_FLUSH_SECONDS": "0.1"}
-    command = ("run", "--id", run, "--", *launcher, str(EXAMPLE / "train.py"), *arguments)
-    process = place.start(sys.executable, "-m", "sidestep", *command, **settings)
-    out, errors = process.communicate(timeout=400)
-    assert process.returncode == 0, errors
-    assert "lost 0" in out
-    return out
-
-
 @pytest.fixture(scope="module")
-def example() -> Iterator[Any]:
-    """The modules of the example, imported as its script imports them."""
-    names = ("model", "optimizer", "train")
-    kept = {name: sys.modules.pop(name) for name in names if name in sys.modules}
-    sys.path.insert(0, str(EXAMPLE))
-    yield importlib.import_module("train")
-    sys.path.remove(str(EXAMPLE))
-    for name in names:
-        sys.modules.pop(name, None)
-    sys.modules.update(kept)
+def example() -> ModuleType:
+    """The script of the example, as a module."""
+    return imported("backward", "train")[0]
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     place = Place(tmp_path_factory.mktemp("backward") / "data")
-    trained(place, "r", *ARGUMENTS)
+    trained(place, "r", SCRIPT, *ARGUMENTS)
     yield place
     place.close()
 
@@ -228,12 +210,6 @@ def test_times_add_up(place: Place) -> None:
     assert all(value > 0 for _, value in place.values("r", "train/backward/passes_per_sec"))
 
 
-def called(*arguments: str) -> str:
-    done = CliRunner().invoke(report, arguments, catch_exceptions=False)
-    assert done.exit_code == 0, done.output
-    return done.output
-
-
 def test_the_report_has_it_on_the_console_as_json_and_as_a_dictionary(place: Place, tmp_path: Path) -> None:
     with closing(connect(place.root)) as connection:
         found, whole = summary(connection, "r"), export(connection, "r")
@@ -248,8 +224,8 @@ def test_the_report_has_it_on_the_console_as_json_and_as_a_dictionary(place: Pla
         "step": [step for step, _ in norms],
         "value": [value for _, value in norms],
     }
-    text = called("r", "--dir", str(place.root))
-    called("r", "--dir", str(place.root), "--out", str(tmp_path / "report.json"))
+    text = call(report, "r", "--dir", str(place.root))
+    call(report, "r", "--dir", str(place.root), "--out", str(tmp_path / "report.json"))
     written = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     for section in ("gradient_stats", "loss_decomposition", "parameter_updates", "timing_stats", "stability_counts"):
         assert written[section] == whole[section]
@@ -265,7 +241,7 @@ def test_the_report_has_it_on_the_console_as_json_and_as_a_dictionary(place: Pla
 
 
 def test_a_rate_below_half_a_quantum_is_found_and_a_suggestion_made(place: Place) -> None:
-    trained(place, "stuck", "--width", "16", "--every", "1", "--epochs", "3", "--lr", "0.05", "--feedback", "0")
+    trained(place, "stuck", SCRIPT, "--width", "16", "--every", "1", "--epochs", "3", "--lr", "0.05", "--feedback", "0")
     rules = {rule for (rule,) in place.rows("select rule from findings where run = 'stuck' and state = 'firing'")}
     assert {"stagnation", "update_ineffective"} <= rules
     assert (
@@ -283,8 +259,7 @@ def test_a_rate_below_half_a_quantum_is_found_and_a_suggestion_made(place: Place
 
 
 def test_two_ranks_are_one_run(place: Place) -> None:
-    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    trained(place, "two", "--epochs", "2", "--width", "16", "--every", "1", launcher=launcher)
+    trained(place, "two", *TWO_RANKS, SCRIPT, "--epochs", "2", "--width", "16", "--every", "1")
     norms = [dict(place.values("two", "train/gradients/global_norm", rank=rank)) for rank in range(2)]
     assert norms[0] == pytest.approx(norms[1])  # DistributedDataParallel has averaged gradients
     losses = [dict(place.values("two", "train/loss_total", rank=rank)) for rank in range(2)]

@@ -2,19 +2,16 @@
 
 import json
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from support.families import missing_of, shown_tags, stored_tags
-from support.place import Place
+from support.families import EXAMPLES, imported, missing_of, shown_tags, started, stored_tags
+from support.place import Place, ended
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-FOLDER = Path(__file__).parents[2] / "examples" / "classification"
-SCRIPT = FOLDER / "train.py"
+FOLDER = EXAMPLES / "classification"
 EPOCHS = 3
 BATCHES, VAL_BATCHES = 22, 2  # of 64 of 1,438 digits, and of 256 of 359
 EVERY = 10  # steps from one measurement of a captured script to the next
@@ -43,18 +40,15 @@ def place(tmp_path_factory):
     place.up()
     runs = {run: arguments for run, (arguments, _) in TROUBLES.items()}
     commands = {run: ("--trouble", run, *arguments) for run, arguments in runs.items()} | {"healthy": HEALTHY}
-    started = {
-        run: place.start(
-            *(sys.executable, "-m", "sidestep", "run", "--id", run, "--", sys.executable, str(SCRIPT), *arguments),
-            OMP_NUM_THREADS="1",
+    processes = {
+        run: started(
+            *(place, run, str(FOLDER / "train.py"), *arguments),
             **({"DIAGNOSTICS_DIR": str(root / "lines")} if run == "healthy" else {}),
         )
         for run, arguments in commands.items()
     }
-    for run, process in started.items():
-        out, errors = process.communicate(timeout=PATIENCE_SECONDS)
-        assert process.returncode == 0, errors
-        (root / f"{run}.txt").write_text(out)
+    for run, process in processes.items():
+        (root / f"{run}.txt").write_text(ended(process, seconds=PATIENCE_SECONDS))
     yield place
     place.close()
 
@@ -97,11 +91,7 @@ class Plain:
     """The healthy training once more in this process, without sidestep: its numbers in double precision."""
 
     def __init__(self, monkeypatch):
-        monkeypatch.syspath_prepend(str(FOLDER))
-        for name in ("train", "data", "model"):  # other examples have modules of these names
-            monkeypatch.delitem(sys.modules, name, raising=False)
-        import train
-
+        [train] = imported("classification", "train")
         self.losses, self.norms, self.updates, self.val = [], [], [], []
         arguments = train.parse(HEALTHY)
         threads = torch.get_num_threads()

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import math
-import sys
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.families import missing_of, shown_tags, stored_tags
+from support.families import EXAMPLES, TWO_RANKS, imported, missing_of, shown_tags, stored_tags, trained
 from support.place import Place
 from torch import Tensor
 
 pytestmark = pytest.mark.long
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "jepa"
 EPOCHS, CROPS, BATCH, EVERY, EMA_EVERY = 2, 320, 16, 2, 20
 STEPS = EPOCHS * CROPS // BATCH
 #: Of features that travel as float16: 11 bits, 5e-4 of each element; means over 200 rows and 64 dimensions are nearer.
@@ -29,30 +26,20 @@ ON_A_GPU = "train/performance/gpu_memory_allocated_gb"
 
 
 def command(*more: str) -> tuple[str, ...]:
-    return (str(EXAMPLE / "train.py"), "--epochs", str(EPOCHS), "--crops", str(CROPS), *more)
+    return (str(EXAMPLES / "jepa" / "train.py"), "--epochs", str(EPOCHS), "--crops", str(CROPS), *more)
 
 
-def trained(place: Place, run: str, *arguments: str) -> None:
-    settings = {"OMP_NUM_THREADS": "1", "SIDESTEP_COLLECTOR_FLUSH_SECONDS": "0.1"}
-    process = place.start(
-        sys.executable, "-m", "sidestep", "run", "--id", run, "--", sys.executable, *arguments, **settings
-    )
-    out, errors = process.communicate(timeout=150)
-    assert process.returncode == 0, errors
-    assert "lost 0" in out
+class Example(NamedTuple):
+    """The modules of the example."""
+
+    data: ModuleType
+    model: ModuleType
+    train: ModuleType
 
 
 @pytest.fixture(scope="module")
-def example() -> Iterator[Any]:
-    """The modules of the example, imported as its script imports them."""
-    names = ("data", "model", "train")
-    kept = {name: sys.modules.pop(name) for name in names if name in sys.modules}
-    sys.path.insert(0, str(EXAMPLE))
-    yield importlib.import_module("train")
-    sys.path.remove(str(EXAMPLE))
-    for name in names:
-        sys.modules.pop(name, None)
-    sys.modules.update(kept)
+def example() -> Example:
+    return Example(*imported("jepa", *Example._fields))
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +51,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 
 @pytest.fixture(scope="module")
-def again(example: Any) -> dict[str, dict[int, float]]:
+def again(example: Example) -> dict[str, dict[int, float]]:
     """Values by tag and step, of the same training without sidestep: in numpy, in double precision."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -77,7 +64,7 @@ def again(example: Any) -> dict[str, dict[int, float]]:
 class Again:
     """The training of the example, written down plainly, and what there is to be known of it."""
 
-    def __init__(self, example: Any) -> None:
+    def __init__(self, example: Example) -> None:
         self.example = example
         self.found: dict[str, dict[int, float]] = {}
         self.losses: list[float] = []
@@ -87,7 +74,7 @@ class Again:
             self.found.setdefault(tag, {})[step] = float(value)
 
     def train(self) -> dict[str, dict[int, float]]:
-        data, model = sys.modules["data"], sys.modules["model"]
+        data, model = self.example.data, self.example.model
         torch.manual_seed(0)
         student = model.Student()
         images, val_images = data.crops(CROPS, "train", 0), data.crops(64, "val", 0)
@@ -101,9 +88,9 @@ class Again:
             for batch in torch.randperm(CROPS, generator=generator).view(-1, BATCH):
                 masks = data.at_levels(data.block_masks(BATCH, generator))
                 predicted, targets = student(images[batch], masks[0]), teacher.features(images[batch])
-                losses = self.example.level_losses(predicted, targets, masks)
+                losses = self.example.train.level_losses(predicted, targets, masks)
                 optimizer.zero_grad()
-                (losses * torch.tensor(self.example.WEIGHTS)).sum().backward()
+                (losses * torch.tensor(self.example.train.WEIGHTS)).sum().backward()
                 norm = torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
                 rate = optimizer.param_groups[0]["lr"]
                 optimizer.step()
@@ -134,7 +121,7 @@ class Again:
                 map(exact, predicted), map(normal, targets), map(mask_of, masks), strict=True
             )
         ]
-        parts = [weight * level for weight, level in zip(self.example.WEIGHTS, levels, strict=True)]
+        parts = [weight * level for weight, level in zip(self.example.train.WEIGHTS, levels, strict=True)]
         self.note(step, {"train/loss/total": sum(parts), "train/loss/unweighted": sum(levels)})
         self.note(step, {f"train/loss/h{k}": level for k, level in enumerate(levels)})
         self.note(step, {f"train/loss/contribution_h{k}": part / sum(parts) for k, part in enumerate(parts)})
@@ -155,7 +142,7 @@ class Again:
         self.note(step, {f"train/stability/{name}": value for name, value in stability.items()})
 
     def of_gradients(self, step: int, student: Any) -> None:
-        for block, prefixes in self.example.BLOCKS.items():
+        for block, prefixes in self.example.train.BLOCKS.items():
             begins = (prefixes,) if isinstance(prefixes, str) else tuple(prefixes)
             of_block = [p.grad for name, p in student.named_parameters() if name.startswith(begins)]
             elements = np.concatenate([exact(gradient).ravel() for gradient in of_block])
@@ -277,13 +264,13 @@ def test_epochs_have_them_in_their_documents(done: Place, again: Any) -> None:
         assert metrics["train/loss/total"]["mean"] == pytest.approx(np.mean(losses), rel=1e-4)
 
 
-def test_pictures_show_crops_their_similarities_and_what_was_hidden(done: Place, example: Any) -> None:
+def test_pictures_show_crops_their_similarities_and_what_was_hidden(done: Place, example: Example) -> None:
     pictures = done.rows("select png from images where name = 'samples/prediction_heat_map' order by step")
     assert len(pictures) == EPOCHS
     picture = np.asarray(Image.open(io.BytesIO(pictures[-1][0]))) / 255
     assert picture.shape == (4 * 132, 3 * 132, 3)  # four crops of 64 pixels, twice as large, with 2 pixels around
     crop, heat, mask = (picture[:132, at : at + 132][2:-2, 2:-2] for at in (0, 132, 264))
-    data = sys.modules["data"]
+    data = example.data
     hidden = mask_of(data.block_masks(64, torch.Generator().manual_seed(0)))[0]
     assert np.array_equal(mask[32::64, 32::64, 0] == 0, hidden)
     image = exact(data.crops(64, "val", 0)[0]).transpose(1, 2, 0)
@@ -317,8 +304,7 @@ def test_collapse_is_found_where_it_is_provoked_and_nowhere_else(done: Place) ->
 
 
 def test_two_ranks_ship_features_each_and_are_one_run(place: Place) -> None:
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    trained(place, "two", *launcher, *command("--epochs", "1", "--crops", "640", "--every", "10"))
+    trained(place, "two", *TWO_RANKS, *command("--epochs", "1", "--crops", "640", "--every", "10"))
     shipped = (
         "select rank, count(*) from tensors where name = 'train/collapse/level0_features' group by rank order by 1"
     )

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import importlib
 import math
-import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import scipy.signal
 import torch
-from support.families import missing_of, shown_tags, stored_tags
+from support.families import EXAMPLES, imported, missing_of, shown_tags, stored_tags, trained
 from support.place import Place
 from torch import Tensor
 
 from sidestep_collector.profiles import builtin
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "slope"
 EPOCHS, SAMPLES, BATCH, WIDTH, EVERY, LR, DECAY, SEED = 4, 1024, 32, 2, 50, 0.1, 1e-4, 3
 PER_EPOCH = SAMPLES // BATCH
 STEPS = EPOCHS * PER_EPOCH
@@ -33,29 +31,13 @@ def command() -> tuple[str, ...]:
         *(f"--weight-decay={DECAY}", f"--seed={SEED}", f"--curvature-every={EVERY}"),
         *("--curvature-budget=1e9", "--save-every=2"),
     )
-    return (str(EXAMPLE / "train.py"), *given)
-
-
-def trained(place: Place, run: str, *arguments: str) -> None:
-    settings = {"OMP_NUM_THREADS": "1", "SIDESTEP_COLLECTOR_FLUSH_SECONDS": "0.1"}
-    process = place.start(
-        sys.executable, "-m", "sidestep", "run", "--id", run, "--", sys.executable, *arguments, **settings
-    )
-    out, errors = process.communicate(timeout=150)
-    assert process.returncode == 0, errors
-    assert "lost 0" in out
+    return (str(EXAMPLES / "slope" / "train.py"), *given)
 
 
 @pytest.fixture(scope="module")
-def example() -> Iterator[Any]:
-    """The modules of the example, imported as its script imports them."""
-    sys.path.insert(0, str(EXAMPLE))
-    kept = {name: sys.modules.pop(name) for name in ("text", "train") if name in sys.modules}
-    yield importlib.import_module("train")
-    sys.path.remove(str(EXAMPLE))
-    for name in ("text", "train"):
-        sys.modules.pop(name, None)
-    sys.modules.update(kept)
+def example() -> ModuleType:
+    """The script of the example, as a module."""
+    return imported("slope", "train")[0]
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """The collector is killed again and again under load: every record is stored once, and every file says the same."""
 
+import json
 import os
 import random
 import shutil
@@ -148,3 +149,44 @@ def test_a_store_that_was_thrown_away_has_gaps_with_reasons_for_what_it_will_nev
     assert "acknowledged by a collector whose store this one does not have" in gaps[0][2]
     assert all("did not declare" in reason for *_, reason in gaps[1:])
     assert place.row("select watermark, lost from ingest") == (11_003, sum(records for _, records, _ in gaps))
+
+
+EPOCHS_OF_PERIODS = """
+import sys, sidestep
+run = sidestep.init(id=sys.argv[1], diagnostics={"every_n_epochs": 4})
+for epoch in run.epoch(range(1, 13)):
+    if epoch in (3, 5, 9):
+        run.flush(60)
+        print("stored", epoch, flush=True)
+        sys.stdin.readline()
+    for batch in range(10):
+        run.log({"loss": 2.0**batch / epoch, "seen": epoch})
+assert run.finish(timeout=60).complete
+"""
+
+
+def test_periods_say_the_same_when_the_collector_is_killed_within_them_and_between_two(place):
+    place.up("--flush-seconds", "0.1")
+    whole, killed = (place.script(EPOCHS_OF_PERIODS, name) for name in ("whole", "killed"))
+    for epoch in (3, 5, 9):
+        said(whole, f"stored {epoch}")
+        tell(whole)
+    ended(whole)
+    for epoch in (3, 5, 9):
+        said(killed, f"stored {epoch}")
+        place.kill_collector()
+        place.up("--flush-seconds", "0.1")
+        tell(killed)
+    ended(killed)
+    place.down()
+    folders = [place.root / "runs/default" / name / "diagnostics/periods" for name in ("whole", "killed")]
+    names = [f"epochs_{first:03d}-{first + 3:03d}.json" for first in (1, 5, 9)]
+    for folder in folders:
+        assert sorted(file.name for file in folder.iterdir()) == names
+    for name in names:
+        expected, found = (json.loads((folder / name).read_text())["metrics"] for folder in folders)
+        assert found["train/loss"] == pytest.approx(expected["train/loss"], rel=1e-12)
+        assert found["train/seen"] == pytest.approx(expected["train/seen"], rel=1e-12)
+        assert found["train/loss"]["n"] == 40
+        assert found["perf/epoch_time_sec"]["n"] == 4
+        assert found.keys() == expected.keys()

@@ -83,6 +83,7 @@ def test_a_collector_ends_on_a_full_disk_and_what_it_could_not_store_comes_again
     until(lambda: small.status()["failing"])
     os.kill(pid, signal.SIGTERM)
     until(lambda: not launch.is_locked(small.root))
+    assert small.stored("full") < 1000
     filler.unlink()
     small.up()
     tell(trainer)

@@ -89,6 +89,7 @@ def test_what_cannot_be_recorded_is_said_and_never_raised(
 
 
 def test_calls_before_init_trackers_do_nothing() -> None:
+    before = sidestep.active_run()
     tracker = SidestepTracker()
     assert tracker.tracker is None
     accelerate.PartialState(cpu=True)
@@ -96,6 +97,8 @@ def test_calls_before_init_trackers_do_nothing() -> None:
     tracker.log_images({})
     tracker.store_init_configuration({})
     tracker.finish()
+    assert tracker.tracker is None
+    assert sidestep.active_run() is before
 
 
 def test_an_unknown_keyword_is_refused_at_once() -> None:

@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 from hypothesis import example, given
 from hypothesis import strategies as st
-from support.judged import block, rule, start, stream
+from support.judged import as_row, block, rule, start, stream
 
 from sidestep_collector.profiles import Choices
 from sidestep_collector.rules import Rules
@@ -70,13 +70,6 @@ def judged(rows, at, rules=RULES):
         made.add([heat, others], [])
         store(stored, made.take())
     return stored
-
-
-def as_row(one):
-    row = {name: getattr(one, name) for name in one.__dataclass_fields__}
-    row |= {"first_time": one.first_t_ns // 1000, "last_time": one.last_t_ns // 1000, "value": str(one.value)}
-    plain = json.dumps(one.evidence, default=str).replace("NaN", "null").replace("Infinity", "1e999")
-    return row | {"evidence": plain}
 
 
 def judged_by_several(rows, at, rules):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -61,6 +62,14 @@ def stage(*rules: str, **details: Any) -> Rules:
     made = Rules(Choices())
     made.add([], [start(stream(), *rules, **details)])
     return made
+
+
+def as_row(one: Finding) -> dict[str, Any]:
+    """A finding as the store gives it back."""
+    row = {name: getattr(one, name) for name in one.__dataclass_fields__}
+    row |= {"first_time": one.first_t_ns // 1000, "last_time": one.last_t_ns // 1000, "value": str(one.value)}
+    plain = json.dumps(one.evidence, default=str).replace("NaN", "null").replace("Infinity", "1e999")
+    return row | {"evidence": plain}
 
 
 def told(found: Sequence[Finding]) -> list[tuple[str, str, str, int]]:

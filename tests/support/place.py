@@ -24,7 +24,7 @@ from sidestep_schemas.errors import SidestepError
 from sidestep_schemas.keys import read_client_key
 from sidestep_schemas.layout import DIR_VARIABLE, default_address
 
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 120.0
 #: Tables that hold records one by one, by seq.
 RECORD_TABLES = ("snapshots", "events", "texts", "tensors", "images", "histograms")
 #: Names of items that the collector derives: they stand at the records that they follow from.
@@ -212,9 +212,9 @@ def until(condition: Callable[[], Any], seconds: float = PATIENCE_SECONDS) -> An
     return found
 
 
-def ended(process: subprocess.Popen[str], code: int = 0) -> str:
+def ended(process: subprocess.Popen[str], code: int = 0, seconds: float = PATIENCE_SECONDS) -> str:
     """Wait for a process to end with a code; what it printed."""
-    out, errors = process.communicate(timeout=PATIENCE_SECONDS)
+    out, errors = process.communicate(timeout=seconds)
     assert process.returncode == code, errors
     return out
 

@@ -372,7 +372,8 @@ def test_a_restart_goes_on_where_the_rows_end(aggregator: EpochAggregator, sourc
     restarted = EpochAggregator()
     history = RunHistory("run", "project", T0, {5: (5, T0 + 12 * SECOND)})
     begin = Event(Moment(source.stream, 11, T0 + 2 * SECOND, -1, 5.0), "epoch_begin", {})
-    restarted.restore(stored, [history], [begin])
+    told = restarted.restore(stored, [history], [begin])
+    assert [(one.epoch, one.statistics["loss"]["mean"]) for one in told] == [(epoch, 1.5) for epoch in range(5)]
     assert restarted.take() == ([], [])
     source.aggregator = restarted
     source.log(5, step=3, loss=6.0)
@@ -385,6 +386,32 @@ def test_a_restart_goes_on_where_the_rows_end(aggregator: EpochAggregator, sourc
     assert summary.statistics["perf/epoch_time_sec"]["mean"] == 12.0
     source.log(1, loss=1.0)
     assert epochs(restarted) == []
+
+
+@pytest.mark.parametrize("over", [True, False])
+def test_no_epoch_of_a_stream_that_is_over_is_open_after_a_restart(aggregator: EpochAggregator, over: bool) -> None:
+    for rank in (0, 1):
+        Source(aggregator, stream(rank)).log(0, loss=float(rank))
+    restarted = EpochAggregator()
+    restarted.restore(aggregator.take()[0], [RunHistory("run", "project", T0)], over={stream(1)} if over else ())
+    Source(restarted, stream(0), start=5).log(1, loss=1.0)
+    told = summaries(restarted)
+    assert [(one.epoch, one.ranks, one.statistics["loss"]["mean"]) for one in told] == ([(0, 2, 0.5)] if over else [])
+
+
+def test_after_a_restart_the_latest_attempt_with_data_counts_and_earlier_ones_are_over(
+    aggregator: EpochAggregator,
+) -> None:
+    for attempt, numbers in ((0, (0, 1)), (1, (1, 2)), (2, (3,)), (3, (4,)), (4, (5, 6))):
+        source = Source(aggregator, stream(0, attempt))
+        for number in numbers:
+            source.log(number, loss=10.0 * attempt + number)
+    restarted = EpochAggregator()
+    told = restarted.restore(aggregator.take()[0], [RunHistory("run", "project", T0)])
+    found = [(one.epoch, one.statistics["loss"]["mean"]) for one in told]
+    assert found == [(0, 0.0), (1, 11.0), (2, 12.0), (3, 23.0), (4, 34.0), (5, 45.0)]
+    (run,) = restarted._runs.values()
+    assert sorted(clock.stream.attempt for clock in run.clocks.values()) == [2, 3, 4]
 
 
 def test_memory_does_not_grow_with_attempts(aggregator: EpochAggregator) -> None:

@@ -54,6 +54,26 @@ def test_one_batch_can_hold_more_than_a_period() -> None:
     assert [(period.first_epoch, period.last_epoch) for period in told] == [(0, 1), (2, 3)]
 
 
+def test_late_data_of_an_earlier_period_are_no_part_of_the_next() -> None:
+    periods = PeriodAggregator(3)
+    told = periods.add([summary(epoch, [float(epoch)]) for epoch in (0, 1, 2, 3, 2, 4, 0, 5)])
+    assert [(period.first_epoch, period.last_epoch) for period in told] == [(0, 2), (3, 5)]
+    assert told[1].statistics["loss"]["mean"] == 4.0
+
+
+@pytest.mark.parametrize("restarted_after", range(1, 9))
+def test_summaries_from_where_its_period_begins_are_all_that_a_restart_needs(restarted_after: int) -> None:
+    numbers = [0, 1, 3, 4, 5, 8, 9, 10, 11]  # a run may leave epochs out
+    every = [summary(number, [number, 2.0 * number]) for number in numbers]
+    whole = PeriodAggregator(3).add(every)
+    assert [(period.first_epoch, period.last_epoch) for period in whole] == [(0, 3), (4, 8), (9, 11)]
+    before, after = PeriodAggregator(3), PeriodAggregator(3)
+    told = before.add(every[:restarted_after])
+    begin = after.begin("run", numbers[:restarted_after])
+    after.add([one for one in every[:restarted_after] if one.epoch >= begin])
+    assert [*told, *after.add(every[restarted_after:])] == whole
+
+
 def test_means_that_are_unknown_stay_unknown() -> None:
     unknown = EpochSummary(
         "run",

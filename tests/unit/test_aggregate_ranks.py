@@ -140,7 +140,7 @@ def test_an_epoch_goes_on_over_a_restart(tmp_path):
     progress = [Progress(of, 5, 0, ended=False) for of in streams]
     store.commit(Batch(before, list(starts), first.take()[0], progress=progress, key_sets=key_sets), {})
 
-    (tail,) = read_tails(tmp_path, streams)
+    (tail,) = read_tails(tmp_path, streams, lambda _, epochs: epochs[-1])
     second = EpochAggregator()
     history = RunHistory("r", "p", 1, tail.reached, tail.values is not None)
     second.restore(store.epoch_rows("r", 0), [history], tail.events, tail.values or ())

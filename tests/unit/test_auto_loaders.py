@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from torch.utils.data import (
     TensorDataset,
 )
 
+from sidestep.auto import loaders
 from sidestep.auto.datasets import shared_dataset
 from sidestep.auto.loaders import Loaders, Pass
 from sidestep.auto.patching import Faults
@@ -135,10 +137,15 @@ def test_the_length_of_a_stream_is_not_asked_for() -> None:
     assert Pass(1, DataLoader(Stream())).kind == ("Stream", None)
 
 
-def test_the_share_of_waiting_lies_between_none_and_all() -> None:
+def test_the_share_of_waiting_is_of_the_time_until_the_last_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [10.0]
+    monkeypatch.setattr(loaders, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     one = Pass(1, loader_of(4))
-    one.wait(0.0)
-    assert one.waiting_share == 0
+    assert one.waiting_share is None
+    for until, seconds, share in ((11.0, 0.0, 0.0), (12.0, 1.0, 0.5), (14.0, 2.0, 0.75)):
+        now[0] = until
+        one.wait(seconds)
+        assert one.waiting_share == share
 
 
 class Images(Dataset[Any]):

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from support.commands import call
 
 from sidestep_collector.blocks import Batch, Event, Gap, KeySet, Moment, Progress, ScalarBlock, Stream
 from sidestep_collector.commands.runs import ls, show
@@ -37,14 +37,6 @@ def root(tmp_path):
     fill(store, "xyz", "second", 3 * 10**18, 0.25)
     store.close()
     return tmp_path
-
-
-def call(command, *arguments):
-    done = CliRunner().invoke(command, [str(argument) for argument in arguments], catch_exceptions=True)
-    if done.exception and not isinstance(done.exception, SystemExit):
-        raise done.exception
-    assert done.exit_code == 0, done.output
-    return done.output
 
 
 def strict(text):

@@ -237,7 +237,11 @@ def test_an_item_may_have_a_long_name_and_a_long_text(decoder: Decoder) -> None:
     prose = "one, two: [three] " * 5_000
     body = other(4, 0, "text", "n" * 5_000, prose) + other(5, 1, "m" * 5_000, json.dumps({"text": prose * 10}))
     decoder.add(STREAM, body, 0, 2)
-    assert len(decoder.take().items) == 2
+    text, event = decoder.take().items
+    assert isinstance(text, Text)
+    assert (text.name, text.text) == ("n" * 5_000, prose)
+    assert isinstance(event, Event)
+    assert (event.event, event.details) == ("m" * 5_000, {"text": prose * 10})
 
 
 def test_items_carry_their_moment(decoder: Decoder) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -122,3 +123,4 @@ def test_what_is_not_enabled_records_nothing(offline: dict[str, Any]) -> None:
     run, tags = watched(offline, diagnostics={"enabled": False})
     assert run.is_off
     assert not tags
+    assert not list(Path(offline["dir"]).rglob("*.seg"))

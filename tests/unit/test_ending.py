@@ -95,6 +95,7 @@ def test_an_exception_that_cannot_be_shown_is_one_all_the_same():
 
 WAITS = """
 import signal, sys, sidestep
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup` before the tests would leave it ignored
 run = sidestep.init()
 run.log({"loss": 1.0})
 if sys.argv[1:] == ["own"]:

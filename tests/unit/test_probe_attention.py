@@ -271,7 +271,9 @@ def test_of_a_compiled_model_nothing_is_wrapped(offline: dict[str, Any], part: s
         for number in range(3):
             step(model, optimizer, number)
     run.finish(timeout=0)
-    assert not any(tag.startswith("train/attention") for tag in read_tags(offline["dir"]))
+    tags = read_tags(offline["dir"])
+    assert "train/gradients/global_norm" in tags
+    assert not any(tag.startswith("train/attention") for tag in tags)
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])

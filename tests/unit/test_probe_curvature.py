@@ -119,6 +119,7 @@ def test_training_does_not_notice(offline: dict[str, Any]) -> None:
     plain, watched = train(watched=False), train(watched=True)
     assert len(plain) == len(watched)
     assert all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in zip(plain, watched, strict=True))
+    assert list(read_scalars(offline["dir"], "curvature/lambda_max")) == list(range(6))
 
 
 def test_attention_can_be_differentiated_twice(offline: dict[str, Any]) -> None:

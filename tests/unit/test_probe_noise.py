@@ -35,6 +35,11 @@ def expected_of(parts: list[Tensor], samples: int) -> dict[str, float]:
     return {VARIANCE: spread / samples, SIGNAL: signal, GNS: spread / signal, SAMPLES: samples}
 
 
+def gradient_of(loss: Tensor, model: nn.Module) -> Tensor:
+    """The whole gradient, asked for beside training, which may go backward afterwards."""
+    return flat(torch.autograd.grad(loss, list(model.parameters()), retain_graph=True))
+
+
 def backward(model: nn.Module, number: int, scale: float = 1.0) -> None:
     (model(batch(number)).square().mean() * scale).backward()
 
@@ -54,7 +59,7 @@ def test_micro_batches_tell_variance_signal_and_noise_scale(offline: dict[str, A
         gradients: list[Tensor] = []
         for part in range(parts):
             loss = model(batch(step * parts + part)).square().mean() / parts
-            gradients.append(flat(torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)))
+            gradients.append(gradient_of(loss, model))
             loss.backward()
         sidestep.clip_grad_norm_(model.parameters(), 0.01)
         optimizer.step()
@@ -92,7 +97,7 @@ def test_two_calls_of_the_model_for_one_loss_are_one_part(offline: dict[str, Any
     parts: list[Tensor] = []
     for part in range(2):
         loss = (model(batch(part)) - model(batch(part + 10))).square().mean()
-        parts.append(flat(torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)))
+        parts.append(gradient_of(loss, model))
         loss.backward()
     optimizer.step()
     run.finish(timeout=0)
@@ -162,7 +167,7 @@ def test_a_loss_scale_is_taken_out_and_a_step_that_was_left_out_is_forgotten(off
         parts = []
         for part in range(2):
             loss = model(batch(10 * attempt + part)).square().mean() * (math.inf if attempt == 1 else 1.0)
-            parts.append(flat(torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)))
+            parts.append(gradient_of(loss, model))
             scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()

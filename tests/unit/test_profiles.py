@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from support.commands import call
 
 from sidestep_collector.commands.profile import profile as command
 from sidestep_collector.profiles import (
@@ -129,10 +130,15 @@ def test_a_rule_on_a_metric_nobody_declares_is_an_error():
         ("above: 10\n    for: {epochs: 2}", "a rule over step is held for steps"),
         ("above: 10\n    to: train/lr", "and no other, needs `to`"),
         ("above: high", "valid number"),
+        ("above: 10\n    gain: 2", "of a plateau rule, and of no other"),
+        ("above: 10\n    form: plateau", "goes `over: epoch`"),
+        ("above: 10\n    below: 1\n    form: plateau\n    over: epoch", "either above or below"),
+        ("above: 10\n    form: plateau\n    over: epoch\n    gain: -1", "greater than or equal to 0"),
     ],
 )
 def test_a_rule_that_cannot_be_meant_is_an_error(given, said):
-    [(line, what)] = problems(HEAD + METRIC + RULE.replace("above: 10", given))
+    text = RULE if "form" not in given else RULE.replace("    form: threshold\n", "")
+    [(line, what)] = problems(HEAD + METRIC + text.replace("above: 10", given))
     assert line >= 12
     assert said in what
 
@@ -215,9 +221,7 @@ def test_lint_tells_lines_and_ends_with_1(tmp_path):
 def test_lint_of_what_is_right_ends_with_0(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(HEAD + METRIC, encoding="utf-8")
-    done = CliRunner().invoke(command, ["lint", str(path), "--json"])
-    assert done.exit_code == 0
-    assert json.loads(done.output) == []
+    assert json.loads(call(command, "lint", path, "--json")) == []
 
 
 def test_lint_of_no_file_says_so(tmp_path):
@@ -227,13 +231,12 @@ def test_lint_of_no_file_says_so(tmp_path):
 
 
 def test_list_and_show_give_every_profile():
-    listed = json.loads(CliRunner().invoke(command, ["list", "--json"]).output)
+    listed = json.loads(call(command, "list", "--json"))
     assert [row["profile"] for row in listed] == [COMMON, *names()]
-    shown = CliRunner().invoke(command, ["show", "jepa"])
-    assert shown.exit_code == 0
-    assert "train/collapse/level<k>_effective_rank" in shown.output
-    assert "playbook collapse: Features collapse" in shown.output
-    document = json.loads(CliRunner().invoke(command, ["show", "jepa", "--json"]).output)
+    shown = call(command, "show", "jepa")
+    assert "train/collapse/level<k>_effective_rank" in shown
+    assert "playbook collapse: Features collapse" in shown
+    document = json.loads(call(command, "show", "jepa", "--json"))
     assert document["rules"]["collapse_effective_rank"]["for"] == {"steps": 8, "epochs": None, "of": 10}
 
 

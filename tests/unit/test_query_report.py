@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from support.commands import call
 
 from sidestep_collector.blocks import Batch, EpochRows, Event, Moment, Progress, Stream
 from sidestep_collector.commands.report import report
@@ -83,6 +83,14 @@ def test_each_trouble_is_named_with_what_shows_it_and_what_to_change(trouble):
     assert found.name == trouble
     assert found.evidence
     assert found.advice
+
+
+@pytest.mark.parametrize(
+    ("profile", "is_told"), [("common", True), ("classification", True), ("slope", False), ("mine", False)]
+)
+def test_advice_on_labels_and_augmentation_is_for_classifiers(profile, is_told):
+    facts = Facts(config={}, epochs=30, profile=profile, **TROUBLES["early_plateau"])
+    assert [found.name for found in diagnose(facts)] == ["early_plateau"] * is_told
 
 
 def test_a_healthy_run_is_left_in_peace():
@@ -185,16 +193,12 @@ def root(tmp_path):
     return tmp_path
 
 
-def call(root, *arguments):
-    done = CliRunner().invoke(report, ["bad", "--dir", str(root), *map(str, arguments)])
-    if done.exception and not isinstance(done.exception, SystemExit):
-        raise done.exception
-    assert done.exit_code == 0, done.output
-    return done.output
+def reported(root, *arguments):
+    return call(report, "bad", "--dir", root, *arguments)
 
 
 def test_a_run_that_goes_on_is_reported_with_the_latest_attempt_of_each_epoch(root):
-    document = json.loads(call(root, "--json"))
+    document = json.loads(reported(root, "--json"))
     loss = next(section for section in document["sections"] if section["title"] == "Loss")
     (plot,) = loss["plots"]
     epochs, means = plot["curves"]["train/loss_total"]
@@ -205,16 +209,16 @@ def test_a_run_that_goes_on_is_reported_with_the_latest_attempt_of_each_epoch(ro
 
 
 def test_a_report_is_text_markdown_and_a_page_of_one_file(root, tmp_path):
-    assert "it predicts no better than chance" in call(root)
-    call(root, "--out", tmp_path / "r.md")
+    assert "it predicts no better than chance" in reported(root)
+    reported(root, "--out", tmp_path / "r.md")
     markdown = (tmp_path / "r.md").read_text()
     assert markdown.startswith("# images / \\<b\\>bad\\*")
     assert "| training | 4.6 | 4.61 | 4.6 | 1 | since epoch 1 |" in markdown
-    call(root, "--out", tmp_path / "r.html")
+    reported(root, "--out", tmp_path / "r.html")
     page = (tmp_path / "r.html").read_text()
     assert page.count("<svg") == 3
     assert "&lt;b&gt;bad*" in page
     assert "<b>" not in page
     assert "<script" not in page
     with pytest.raises(UsageError, match=r"written as \.md, \.html or \.json"):
-        call(root, "--out", tmp_path / "r.pdf")
+        reported(root, "--out", tmp_path / "r.pdf")

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from support.commands import call
 
 from sidestep_collector.blocks import Batch, Event, KeySet, Moment, Progress, ScalarBlock, Stream
 from sidestep_collector.commands.analyze import analyze
@@ -52,16 +52,12 @@ def root(tmp_path_factory):
     return folder
 
 
-def call(root, *arguments):
-    done = CliRunner().invoke(analyze, ["slope", "--dir", str(root), *map(str, arguments)])
-    if done.exception and not isinstance(done.exception, SystemExit):
-        raise done.exception
-    assert done.exit_code == 0, done.output
-    return done.output
+def analysed(root, *arguments):
+    return call(analyze, "slope", "--dir", root, *arguments)
 
 
 def test_the_exponents_that_made_the_runs_are_found(root):
-    document = json.loads(call(root, "--json"))
+    document = json.loads(analysed(root, "--json"))
     rows = {row["run"]: row for row in document["runs"]}
     assert list(rows) == list(EXPONENTS)
     inside = [rows[run]["exponent_low"] <= b <= rows[run]["exponent_high"] for run, b in EXPONENTS.items()]
@@ -73,8 +69,8 @@ def test_the_exponents_that_made_the_runs_are_found(root):
 
 
 def test_slopes_get_steeper_with_the_exponent_and_a_unit_changes_none_of_it(root):
-    in_nats = json.loads(call(root, "--json"))["runs"]
-    in_bits = json.loads(call(root, "--json", "--metric", "train/loss_bits"))["runs"]
+    in_nats = json.loads(analysed(root, "--json"))["runs"]
+    in_bits = json.loads(analysed(root, "--json", "--metric", "train/loss_bits"))["runs"]
     slopes = [row["early_slope"] for row in in_nats]
     assert slopes == sorted(slopes, reverse=True)
     assert [row["early_slope"] for row in in_bits] == pytest.approx(slopes, rel=1e-9)
@@ -83,7 +79,7 @@ def test_slopes_get_steeper_with_the_exponent_and_a_unit_changes_none_of_it(root
 
 
 def test_the_curvature_peaks_where_it_was_made_to_and_is_related_to_the_slope(root):
-    document = json.loads(call(root, "--json"))
+    document = json.loads(analysed(root, "--json"))
     for row, b in zip(document["runs"], EXPONENTS.values(), strict=True):
         assert row["curvature_peak_at"] == pytest.approx((round(200 * b) + 1) / STEPS)
     (relation,) = [one for one in document["relations"] if (one["x"], one["y"]) == ("curvature_peak_at", "early_slope")]
@@ -92,7 +88,7 @@ def test_the_curvature_peaks_where_it_was_made_to_and_is_related_to_the_slope(ro
 
 
 def test_a_table_and_pictures_are_written(root, tmp_path):
-    said = call(root, "--csv", tmp_path / "slopes.csv", "--plots", tmp_path / "plots", "--project", "sweep")
+    said = analysed(root, "--csv", tmp_path / "slopes.csv", "--plots", tmp_path / "plots", "--project", "sweep")
     with (tmp_path / "slopes.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["run"] for row in rows] == list(EXPONENTS)
@@ -105,11 +101,11 @@ def test_a_table_and_pictures_are_written(root, tmp_path):
 
 
 def test_runs_can_be_named_and_a_loss_that_nobody_has_is_an_error(root):
-    assert [row["run"] for row in json.loads(call(root, "--json", "run-3"))["runs"]] == ["run-3"]
+    assert [row["run"] for row in json.loads(analysed(root, "--json", "run-3"))["runs"]] == ["run-3"]
     with pytest.raises(UsageError, match="none of 6 runs has the loss nothing"):
-        call(root, "--metric", "nothing")
+        analysed(root, "--metric", "nothing")
     with pytest.raises(UsageError, match="no runs missing"):
-        call(root, "missing")
+        analysed(root, "missing")
 
 
 def test_averages_are_over_stretches_that_end_where_they_say():

@@ -1,10 +1,12 @@
 """Rules: when a finding opens, goes on, gets worse and ends."""
 
 import math
+from dataclasses import replace
 
 import pytest
-from support.judged import block, epoch, rule, stage, start, stream, told
+from support.judged import as_row, block, epoch, rule, stage, start, stream, told
 
+from sidestep_collector.blocks import Event, Moment
 from sidestep_collector.profiles import Choices
 from sidestep_collector.profiles.spec import Override
 from sidestep_collector.rules import Rules
@@ -242,14 +244,88 @@ def test_so_many_findings_of_a_rule_are_kept_and_no_more(capsys):
     assert capsys.readouterr().out.count("a rule found too much") == 1
 
 
-def test_rules_that_see_nothing_are_named_once(capsys):
-    rules = stage(rule(above=10), rule("cold", metric="mine/work", below=0))
+def over(rules, to=None):
+    """The end of a stream, and of the epochs that ended with it."""
+    rules.add([], [Event(Moment(to or stream(), 99, 0, 99, 1.0), "end", {})])
+    rules.add_epochs([])
+
+
+def blind(capsys):
+    """What was said of rules that have nothing to judge: the rules with what they lack."""
+    said = capsys.readouterr().out.splitlines()
+    return [line.partition("rules='")[2].partition("' run=")[0] for line in said if "nothing to judge" in line]
+
+
+CURVED = rule("curved", metric="curvature/lambda_max", above=10)
+
+
+def test_rules_that_have_nothing_to_judge_are_named_once_when_their_metrics_should_have_come(capsys):
+    both = rule("both", above=10, also="[{metric: mine/work, below: 0}]")
+    rules = stage(rule(above=10), rule("cold", metric="mine/work", below=0), both, CURVED)
     judged(rules, 1)
-    for number in (1, 2):
+    rules.add_epochs([epoch(1, mine_heat=1)])
+    assert blind(capsys) == []  # what is logged at the end of an epoch may come a little later
+    for number in (2, 2, 3):
         rules.add_epochs([epoch(number, mine_heat=1)])
-    said = capsys.readouterr().out
-    assert said.count("none of what these rules read") == 1
-    assert "rules=cold" in said
+    assert blind(capsys) == ["both: mine/work; cold: mine/work"]
+    over(rules)
+    assert blind(capsys) == ["curved: curvature/lambda_max"]
+
+
+def test_rules_are_not_blind_to_what_follows_from_an_epoch_nor_to_families_of_tags(capsys):
+    share = rule("share", metric="train/gradients/clip_fraction", over="epoch", above=0.5)
+    rules = stage(share, rule("block", metric="mine/block/<block>", above=10), CURVED)
+    judged(rules, [1, 2], names=("mine/block/a", "mine/block/b"))
+    judged(rules, 1, names=("curvature/lambda_max",), key_set=2)
+    summary = epoch(1)
+    for number in (1, 2):
+        rules.add_epochs([replace(summary, epoch=number, statistics={"train/gradients/clip_fraction": {"mean": 0.1}})])
+    over(rules)
+    assert blind(capsys) == []
+
+
+def test_what_a_run_recorded_before_a_restart_is_not_said_to_lack(capsys):
+    rules = Rules(Choices())
+    past = [epoch(number, mine_heat=1) for number in (1, 2, 3)]
+    rules.restore([start(stream(), rule(above=10), CURVED)], [], past, [(stream(), ("curvature/lambda_max",))])
+    rules.add_epochs([epoch(4, mine_heat=1)])
+    over(rules)
+    assert blind(capsys) == []
+
+
+def test_what_is_pending_goes_when_its_rank_ends_and_what_fires_stays():
+    held = {"for": "{steps: 2, of: 3}"}
+    given = (rule(above=10, **held), rule("block", metric="mine/block/<block>", above=10, **held))
+    rules = Rules(Choices())
+    rules.add([], [start(stream(rank), *given) for rank in (0, 1)])
+    for rank in (0, 1):
+        rules.add([block([[11, 1]], ("mine/heat", "mine/block/a"), to=stream(rank))], [])
+    rules.add([block([[1, 11], [1, 11]], ("mine/heat", "mine/block/a"), first=1)], [])
+    assert told(rules.take()) == [("hot@0", "pending", "warning", 0), ("block/a@1", "firing", "warning", 1)]
+    over(rules)
+    assert told(rules.take()) == []  # the other rank may yet fire
+    over(rules, stream(1))
+    assert told(rules.take()) == [("hot@0", "gone", "warning", 0)]
+
+
+def test_what_is_pending_over_epochs_goes_when_the_last_rank_ends():
+    rules = Rules(Choices())
+    rules.add([], [start(stream(rank), rule(over="epoch", above=10, **{"for": "{epochs: 2}"})) for rank in (0, 1)])
+    rules.add_epochs([epoch(1, mine_heat=11)])
+    assert told(rules.take()) == [("hot@100", "pending", "warning", 0)]
+    over(rules)
+    assert rules.take() == []
+    rules.add([], [Event(Moment(stream(1), 99, 0, 99, 1.0), "end", {})])
+    rules.add_epochs([epoch(2, mine_heat=1)])  # the epoch that ended with it
+    assert told(rules.take()) == [("hot@100", "gone", "warning", 0)]
+
+
+def test_the_end_of_an_attempt_whose_rank_has_started_again_ends_nothing():
+    rules = Rules(Choices())
+    rules.add([], [start(stream(0, n), rule(above=10, **{"for": "{steps: 2, of: 3}"})) for n in (0, 1)])
+    rules.add([block([11], to=stream(0, 1))], [])
+    over(rules, stream(0, 0))
+    assert told(rules.take()) == [("hot@0", "pending", "warning", 0)]
 
 
 def test_a_fitting_profile_is_named_once_to_a_run_without(capsys):
@@ -266,3 +342,73 @@ def test_a_run_without_a_profile_is_judged_by_the_common_part():
     rules = Rules(Choices())
     rules.add([block([1, NAN], ("train/loss_total",))], [])
     assert [one.finding for one in rules.take()] == ["nonfinite_loss@1"]
+
+
+STUCK = {"form": "plateau", "over": "epoch", "below": 0.2, "clear": 0.25, "gain": 0.01, "for": "{epochs: 3}"}
+
+
+def through(rules, *values, first=1):
+    """Findings after each epoch, with the rule restarted nowhere."""
+    found = []
+    for number, value in enumerate(values, start=first):
+        rules.add_epochs([epoch(number, mine_heat=value)])
+        found += told(rules.take())
+    return found
+
+
+def test_a_plateau_is_a_value_that_is_not_good_yet_and_no_better_than_the_best_before():
+    assert through(stage(rule(**STUCK)), 0.05, 0.08, 0.11, 0.115, 0.12, 0.09) == [
+        ("hot@400", "pending", "warning", 0),
+        ("hot@400", "pending", "warning", 0),
+        ("hot@400", "firing", "warning", 1),
+    ]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        (0.05, 0.07, 0.09, 0.11, 0.13, 0.15, 0.17, 0.19),  # low, and it learns
+        (0.1, 0.106, 0.112, 0.118, 0.124, 0.13, 0.136),  # each gain is small, two of them are none
+        (0.1, 0.3, 0.3, 0.3, 0.3, 0.3),  # it stands, where it is good
+        (0.1, 0.1, 0.1, 0.12, 0.1, 0.1, 0.14),  # it never stands for three epochs
+        (0.1, NAN, NAN, NAN, NAN),  # nothing is known of it
+    ],
+)
+def test_what_still_gains_or_is_good_is_no_plateau(values):
+    assert [found for found in through(stage(rule(**STUCK)), *values) if found[1] == "firing"] == []
+
+
+def test_a_plateau_of_what_should_fall_lies_above_a_bound_and_ends_when_it_gains_again():
+    rules = stage(rule(form="plateau", over="epoch", above=1.0, **{"for": "{epochs: 2}"}))
+    assert through(rules, 4.0, 4.0, 5.0)[-1] == ("hot@200", "firing", "warning", 1)
+    assert through(rules, 3.0, 2.0, first=4)[-1] == ("hot@200", "resolved", "warning", 1)
+
+
+def test_the_first_epochs_are_what_a_plateau_is_compared_with_though_they_are_not_judged():
+    rules = stage(rule(**STUCK | {"warmup": 3}))
+    assert through(rules, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1)[-1] == ("hot@400", "firing", "warning", 1)
+
+
+@pytest.mark.parametrize("restarts", [{1}, {3}, {4, 6}, {20, 21}])
+def test_a_restart_changes_nothing_about_epochs_that_are_compared_with_those_before(restarts):
+    falls = rule("falls", form="ratio", metric="mine/heat", to="previous", over="epoch", below=0.9)
+    values = [0.1, 0.12, 0.1, 0.11, 0.119, 0.1, 0.15, *[0.15] * 15, 0.14, 0.13, 0.18, 0.1]
+
+    def findings(restarts):
+        rules, stored, past = stage(rule(**STUCK), falls), {}, []
+        for number, value in enumerate(values, start=1):
+            rules.add_epochs([epoch(number, mine_heat=value), *past[-2:]])  # some are told again
+            past.append(epoch(number, mine_heat=value))
+            stored |= {one.finding: one for one in rules.take()}
+            stored = {name: one for name, one in stored.items() if one.state != "gone"}
+            if number in restarts:
+                rules = Rules(Choices())
+                begin = rules.begin([one.epoch for one in past])
+                rows = [as_row(one) for one in stored.values()]
+                rules.restore(
+                    [start(stream(), rule(**STUCK), falls)], rows, [one for one in past if one.epoch >= begin]
+                )
+        return [(one.finding, one.state, one.count, one.last_step) for one in stored.values()]
+
+    assert findings(restarts) == findings(set())
+    assert {name.partition("@")[0] for name, *_ in findings(set())} == {"hot", "falls"}

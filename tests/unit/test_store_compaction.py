@@ -1,5 +1,7 @@
 """What merging parts changes (how many there are) and what it does not (anything a reader asks)."""
 
+import shutil
+
 import duckdb
 import numpy as np
 import pytest
@@ -70,6 +72,26 @@ def store(tmp_path, clock):
     opened.close()
 
 
+@pytest.fixture(scope="module")
+def committed(tmp_path_factory):
+    """A folder with as many commits as are merged at once: each takes its time, so that tests share them."""
+    folder = tmp_path_factory.mktemp("committed")
+    store = Store.open(folder)
+    for number in range(FAN_IN):
+        store.commit(batch(number), {})
+    store.close()
+    return folder
+
+
+@pytest.fixture
+def full(committed, tmp_path, clock):
+    """A store of one's own with these commits."""
+    shutil.copytree(committed / "store", tmp_path / "store")
+    opened = Store.open(tmp_path, clock=clock)
+    yield opened
+    opened.close()
+
+
 def test_merged_parts_answer_as_before_sorted_and_in_one_file_a_table(store, tmp_path):
     for number in reversed(range(FAN_IN)):
         store.commit(batch(number, attempt=number % 2), {})
@@ -97,13 +119,10 @@ def test_too_few_parts_are_left_alone(store):
     assert store.compact() is False
 
 
-def test_superseded_parts_stay_for_their_readers_after_a_restart_too(tmp_path, clock):
-    store = Store.open(tmp_path, clock=clock)
-    for number in range(FAN_IN):
-        store.commit(batch(number), {})
+def test_superseded_parts_stay_for_their_readers_after_a_restart_too(full, tmp_path, clock):
     reader = connect(tmp_path)
-    drain(store)
-    store.close()
+    drain(full)
+    full.close()
     clock.now += 899
     store = Store.open(tmp_path, clock=clock)
     assert store.compact() is False
@@ -119,38 +138,34 @@ def test_superseded_parts_stay_for_their_readers_after_a_restart_too(tmp_path, c
 
 
 @pytest.mark.parametrize("where", ["compaction", "catalogue", "folder"])
-def test_a_merge_that_fails_leaves_the_old_parts(store, tmp_path, monkeypatch, where):
-    for number in range(FAN_IN):
-        store.commit(batch(number), {})
+def test_a_merge_that_fails_leaves_the_old_parts(full, tmp_path, monkeypatch, where):
     before, files = answers(tmp_path), set((tmp_path / "store" / "parts").glob("*/*"))
 
-    def full(_path):
+    def no_room(_path):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"sidestep_collector.store.{where}.sync", full)
+        patch.setattr(f"sidestep_collector.store.{where}.sync", no_room)
         with pytest.raises(StoreWriteError):
-            store.compact()
+            full.compact()
     assert answers(tmp_path) == before
     assert set((tmp_path / "store" / "parts").glob("*/*")) == files
-    assert drain(store) == 5
+    assert drain(full) == 5
     assert answers(tmp_path) == before
 
 
-def test_a_commit_goes_on_while_a_merge_runs(store, tmp_path, monkeypatch):
-    for number in range(FAN_IN):
-        store.commit(batch(number), {})
-    merge = store._compactor.merge
+def test_a_commit_goes_on_while_a_merge_runs(full, tmp_path, monkeypatch):
+    merge = full._compactor.merge
 
     def merge_slowly(chosen, commit):
         merged = merge(chosen, commit)
-        store.commit(batch(FAN_IN), {})
+        full.commit(batch(FAN_IN), {})
         return merged
 
-    monkeypatch.setattr(store._compactor, "merge", merge_slowly)
-    assert store.compact()
+    monkeypatch.setattr(full._compactor, "merge", merge_slowly)
+    assert full.compact()
     monkeypatch.undo()
-    assert store.known()[0].watermark == 3 * (FAN_IN + 1)
+    assert full.known()[0].watermark == 3 * (FAN_IN + 1)
     with connect(tmp_path) as connection:
         assert connection.execute("select count(*), count(distinct step) from points").fetchone() == (102, 51)
 

@@ -58,6 +58,20 @@ def test_one_object_without_a_transform_is_only_mentioned():
     assert by_name(Subset(base, range(30)), Subset(base, range(30, 40)))["one object"].severity == "info"
 
 
+def test_one_object_whose_transform_is_none_shares_nothing_yet():
+    base = Pictures()
+    found = by_name(Subset(base, range(30)), Subset(base, range(30, 40)))["one object"]
+    assert found.severity == "info"
+    assert "no transform" in found.seen
+    assert found.change.startswith("before you give it a transform, which both would have, make two Pictures objects")
+
+
+def test_of_several_shared_objects_one_with_a_transform_is_enough():
+    plain, jittered = Pictures(), Pictures(jitter)
+    both = ConcatDataset([plain, jittered])
+    assert by_name(both, both)["one object"].severity == "critical"
+
+
 def test_one_transform_in_two_objects_is_found():
     found = by_name(Pictures(normalise), Pictures(normalise))
     assert found["one object"].severity == "ok"
@@ -117,4 +131,4 @@ def test_the_command_names_what_is_wrong_and_ends_with_1(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 1, done.stderr
     severities = {check["name"]: check["severity"] for check in json.loads(done.stdout)}
-    assert (severities["one object"], severities["overlap"]) == ("critical", "critical")
+    assert (severities["one object"], severities["overlap"]) == ("info", "critical")

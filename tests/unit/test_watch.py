@@ -31,6 +31,7 @@ def test_training_is_the_same_bit_for_bit(offline: dict[str, Any]) -> None:
     watched, watched_state = train(watched=True)
     assert all(torch.equal(a, b) for a, b in zip(plain, watched, strict=True))
     assert torch.equal(plain_state, watched_state)
+    assert list(read_scalars(offline["dir"], UPDATE)) == list(range(0, 20, 3))
 
 
 def test_steps_are_counted_by_the_optimizer_and_logged_numbers_follow(offline: dict[str, Any]) -> None:

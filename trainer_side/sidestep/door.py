@@ -23,6 +23,7 @@ _FAILURES: Final = (
 #: A collector that ends in the middle of a handshake looks like one that cannot read it; it does so once.
 _SILENCES: Final = 3
 _AGAIN_SECONDS: Final = (1.0, 30.0)
+_READABLE: Final = int(zmq.POLLIN)  # a flag of an enumeration makes a new one at each use
 
 
 class Door:
@@ -80,14 +81,13 @@ class Door:
     def _read(self) -> Failure | None:
         worst: Failure | None = None
         for index, monitor in enumerate(self._monitors):
-            with contextlib.suppress(zmq.Again):
-                while True:
-                    event = recv_monitor_message(monitor, zmq.NOBLOCK)
-                    if event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                        self._accepted.add(index)
-                        self._silences = 0
-                    else:
-                        worst = self._judge(event["event"], event["value"]) or worst
+            while int(monitor.get(zmq.EVENTS)) & _READABLE:
+                event = recv_monitor_message(monitor, zmq.NOBLOCK)
+                if event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                    self._accepted.add(index)
+                    self._silences = 0
+                else:
+                    worst = self._judge(event["event"], event["value"]) or worst
         return worst
 
     def _judge(self, event: int, value: int) -> Failure | None:

@@ -25,7 +25,7 @@ STACKS_NAME: Final = "system/stacks"
 HANG_FACTOR: Final = 10.0
 _STEPS_KEPT: Final = 512
 _CHARACTERS: Final = 100_000
-#: Wake-ups of the drain thread lie 20 ms apart. A longer pause is one of the whole process, and no hang.
+#: The drain thread looks each 0.2 s. A longer pause is one of the whole process, and no hang.
 _PAUSE_SECONDS: Final = 5.0
 
 

@@ -109,6 +109,11 @@ class Run:
         return self._settings.rank
 
     @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        return self._settings.world_size
+
+    @property
     def config(self) -> LoggedConfig:
         """The script's configuration; a change to it is recorded."""
         return self._config

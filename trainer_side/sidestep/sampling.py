@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import torch
 
-from sidestep.probes.cadence import Cadence, Validations, cadence
+from sidestep.probes.cadence import Budgeted, Cadence, Validations, cadence
 from sidestep.probes.protocol import Part, Probe, Watched
 
 
@@ -17,26 +18,32 @@ class Sampling:
         watched: what they look at.
         probes: in the order in which they report.
         every: steps between samples of those that say nothing else.
+        budget: share of the training's time that these may take: `every` is doubled while they take more. None: as
+            much as they do.
 
     Attributes:
         due: those that sample the coming step, or the one that is open.
+        is_regular: whether the coming step, or the one that is open, is one of those that `every` means.
 
     Raises:
         UsageError: a cadence that is none.
     """
 
-    def __init__(self, watched: Watched, probes: Sequence[Probe], every: int) -> None:
+    def __init__(self, watched: Watched, probes: Sequence[Probe], every: int, budget: float | None = None) -> None:
         self.due: list[Probe] = []
+        self.is_regular = False
+        self._regular: Cadence = Budgeted(every, budget) if budget is not None else cadence(every, "watch")
+        self._spent = 0.0
         self._watched = watched
         self._run = watched.run
         self._active = list(probes)
         # Asked at every step: probes of one setting share a cadence.
-        self._groups: dict[int | str, tuple[Cadence, list[Probe]]] = {}
+        self._groups: dict[int | str | None, tuple[Cadence, list[Probe]]] = {None: (self._regular, [])}
         for probe in probes:
-            setting = every if probe.every is None else probe.every
-            if setting not in self._groups:
-                self._groups[setting] = (cadence(setting, probe.name), [])
-            self._groups[setting][1].append(probe)
+            if probe.every not in self._groups:
+                assert probe.every is not None
+                self._groups[probe.every] = (cadence(probe.every, probe.name), [])
+            self._groups[probe.every][1].append(probe)
         self._each_step: list[Probe] = [probe for probe in probes if type(probe).end_step is not Probe.end_step]
         self._late: list[Probe] = []
         watched.switch_off = self._switch_off
@@ -48,9 +55,13 @@ class Sampling:
     def begin(self, step: int) -> None:
         """Find who samples a step, before anything of it has happened."""
         watched = self._watched
-        found = [
-            probe for cadence, probes in self._groups.values() if cadence.is_due(step, watched) for probe in probes
-        ]
+        found: list[Probe] = []
+        for when, probes in self._groups.values():
+            is_due = when.is_due(step, watched)
+            if when is self._regular:
+                self.is_regular = is_due
+            if is_due:
+                found += probes
         if not (found or self._late or self.due):
             return
         due = [probe for probe in self._active if probe in found or probe in self._late]
@@ -75,12 +86,18 @@ class Sampling:
         """Call a method of each probe that samples; after a step in reverse, so that the last is next to the step."""
         with torch.no_grad():
             for probe in self.due[:: -1 if event == "after_step" else 1]:
+                began = time.perf_counter()
                 self._call(probe, event, subject)
+                if probe.every is None:
+                    self._spent += time.perf_counter() - began
 
     def report(self, step: int) -> None:
         """Have the sample recorded; none is open afterwards."""
         self.tell("report", step)
         self.due = []
+        if self.is_regular and isinstance(self._regular, Budgeted):
+            self._regular.note(step, self._spent, time.perf_counter())
+        self._spent = 0.0
 
     def forget(self) -> None:
         """The sample came to nothing; none is open afterwards."""

@@ -118,19 +118,19 @@ def _same_base(train: Any, val: Any) -> Check:
     shared = [base for base in _bases(train) for other in _bases(val) if base is other]
     if not shared:
         return Check("one object", "ok", "training and validation are objects of their own")
-    kind = type(shared[0]).__name__
-    has_transform = bool(_transforms(shared[0])) or hasattr(shared[0], "transform")
-    if not has_transform:
-        return Check(
-            "one object", "info", f"both wrap one {kind}; it has no transform, so nothing is shared that matters"
-        )
-    return Check(
-        "one object",
-        "critical",
-        f"both wrap one {kind}: they share its transform, whatever is set on one of them is set on both",
+    transformed = next((base for base in shared if _transforms(base)), None)
+    kind = type(shared[0] if transformed is None else transformed).__name__
+    change = (
         f"make two {kind} objects, each with its own transform, and take Subset(first, train_indices) and "
-        "Subset(second, val_indices) of one split of the indices",
+        "Subset(second, val_indices) of one split of the indices"
     )
+    if transformed is None:
+        takes_one = any(hasattr(base, name) for base in shared for name in _TRANSFORMS)
+        seen = f"both wrap one {kind}; it has no transform, so nothing is shared that matters"
+        later = "before you give it a transform, which both would have, "
+        return Check("one object", "info", seen, later + change if takes_one else "")
+    seen = f"both wrap one {kind}: they share its transform, whatever is set on one of them is set on both"
+    return Check("one object", "critical", seen, change)
 
 
 def _same_transform(train: Any, val: Any) -> Check:

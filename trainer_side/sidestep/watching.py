@@ -21,7 +21,7 @@ from sidestep import start
 from sidestep.blocks import Blocks
 from sidestep.errors import UsageError
 from sidestep.judged import read_profile
-from sidestep.probes.cadence import cadence
+from sidestep.probes.cadence import BUDGET, cadence
 from sidestep.probes.calls import Calls, Hook
 from sidestep.probes.protocol import Part, Watched
 from sidestep.probes.registry import Given, chosen
@@ -31,7 +31,7 @@ from sidestep.steps import Nesting, has_closure
 from sidestep.tracing import hide_hooks
 from sidestep_schemas.diagnostics import Diagnostics
 
-_watched: weakref.WeakSet[Run] = weakref.WeakSet()
+_watched: weakref.WeakKeyDictionary[Run, Sampling] = weakref.WeakKeyDictionary()
 
 
 def watch(
@@ -39,6 +39,7 @@ def watch(
     optimizer: Optimizer | Sequence[Optimizer],
     *,
     every: int | None = None,
+    budget: float | None = None,
     blocks: Sequence[str] | Mapping[str, str | Sequence[str]] | None = None,
     probes: Given = None,
     scaler: Any = None,
@@ -58,6 +59,9 @@ def watch(
         optimizer: its optimizer, or several, of which the first counts the steps.
         every: steps from one measurement to the next; 1 measures all. Default is the `log_every_n_steps` of
             `diagnostics`, 50.
+        budget: share of the training's time that these measurements may take: as long as they take more, `every` is
+            doubled, but each epoch has one of them. Default is 0.01 where `every` is left at 50, and without bound
+            where it was given. A run of several ranks has none, for its ranks measure the same steps.
         blocks: prefixes of parameter names (`["encoder", "decoder.layers.0"]`), or names of blocks with their
             prefix or prefixes; default is found from the module tree: its children, lists of modules opened.
         probes: what is measured: names of probes to when they sample (`500`, `"epoch"`, `"0.25 epoch"`,
@@ -76,9 +80,13 @@ def watch(
     """
     optimizers = _optimizers(optimizer)
     wanted = _wanted(init_arguments)
+    if budget is None and every is None and wanted.log_every_n_steps == Diagnostics().log_every_n_steps:
+        budget = BUDGET
     every = wanted.log_every_n_steps if every is None else every
     if every < 1:
         raise UsageError(f"watch(every={every!r}): every how many steps is a whole number of at least 1")
+    if budget is not None and not 0 < budget <= 1:
+        raise UsageError(f"watch(budget={budget!r}): the share of the time that measuring may take, above 0 to 1")
     settled, taken = Blocks(model, blocks), chosen(probes, _profile(init_arguments), wanted)
     for probe in taken:
         cadence(every if probe.every is None else probe.every, probe.name)
@@ -92,9 +100,15 @@ def watch(
     if run.machine is not None and all(probe.name != "system" for probe in taken):
         run.machine.seconds = 0.0  # every run begins with it
     watched = Watched(run, model, optimizers, settled, scaler=scaler, ema=ema)
-    _Watch(watched, settled, Sampling(watched, taken, every))
-    _watched.add(run)
+    sampling = _watched[run] = Sampling(watched, taken, every, budget if run.world_size == 1 else None)
+    _Watch(watched, settled, sampling)
     return run
+
+
+def is_sampled(run: Run) -> bool:
+    """Whether the coming step of a watched run is one of those that `every` means."""
+    sampling = _watched.get(run)
+    return sampling is not None and sampling.is_regular
 
 
 def _wanted(init_arguments: Mapping[str, Any]) -> Diagnostics:

@@ -9,7 +9,7 @@ another has ended the run, is not waited for. What comes after that makes the su
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
@@ -56,6 +56,35 @@ class _Run:
     first_t_ns: int = 0
     ranks: int = 1
 
+    def has_later(self, stream: Stream) -> bool:
+        """Whether the rank of a stream has started again since."""
+        return any(
+            clock.stream.rank == stream.rank and clock.stream.attempt > stream.attempt for clock in self.clocks.values()
+        )
+
+    def finish(self, over: Collection[Stream]) -> None:
+        """End what is open of streams that are over, and of attempts whose rank has started again since."""
+        for clock in self.clocks.values():
+            if clock.stream in over or self.has_later(clock.stream):
+                clock.finish()
+
+    def settle(self) -> None:
+        """Take all as told."""
+        self.trim()
+        for clock in self.clocks.values():
+            for state in clock.epochs.values():
+                state.dirty = False
+
+    def trim(self) -> None:
+        """Forget all but each rank's last attempts, and of these all but the last epochs; call when all was told."""
+        attempts: dict[int, list[Clock]] = {}
+        for clock in sorted(self.clocks.values(), key=lambda clock: clock.stream.attempt):
+            attempts.setdefault(clock.stream.rank, []).append(clock)
+            clock.trim()
+        for clocks in attempts.values():
+            for clock in clocks[:-ATTEMPTS_KEPT]:
+                del self.clocks[clock.stream.key]
+
 
 class _Part(NamedTuple):
     """Records of a block that are of one epoch; `rows` picks them."""
@@ -79,7 +108,8 @@ class EpochAggregator:
         runs: Iterable[RunHistory],
         events: Iterable[Event] = (),
         values: Iterable[StoredValues] = (),
-    ) -> None:
+        over: Collection[Stream] = (),
+    ) -> list[EpochSummary]:
         """Resume after a restart, before anything is added.
 
         Args:
@@ -90,6 +120,10 @@ class EpochAggregator:
                 epoch took is known, and which epochs have ended.
             values: of runs of several ranks, all that is stored of metrics that ranks combine otherwise than by their
                 mean. Of a run whose history has none, such metrics of the restored epochs are unknown.
+            over: streams that have ended, or were found dead: none of their epochs is open.
+
+        Returns:
+            Summaries of the epochs that had ended: they were told before.
         """
         histories = {history.run: history for history in runs}
         for history in histories.values():
@@ -107,12 +141,13 @@ class EpochAggregator:
         for event in events:
             self._event(event)
         for run in self._runs.values():
-            for clock in run.clocks.values():
-                clock.trim()
-                for state in clock.epochs.values():
-                    state.dirty = False
+            run.finish(over)
+        told = [summary for name, run in self._runs.items() for summary in _summaries(name, run)]
+        for run in self._runs.values():
+            run.settle()
         self._touched.clear()
         self._news.clear()
+        return told
 
     def add(self, blocks: Sequence[ScalarBlock], items: Sequence[Item]) -> None:
         """Take what was decoded; blocks and items of a stream are put in the order of their seq."""
@@ -151,8 +186,7 @@ class EpochAggregator:
         ]
         summaries = [summary for name in self._news for summary in _summaries(name, self._runs[name])]
         for name in self._news:
-            for clock in self._runs[name].clocks.values():
-                clock.trim()
+            self._runs[name].trim()
         self._touched.clear()
         self._news.clear()
         return rows, summaries
@@ -169,15 +203,9 @@ class EpochAggregator:
             run = self._runs[stream.run] = _Run(stream.project)
         clock = run.clocks.get(stream.key)
         if clock is None:
-            earlier = [
-                other
-                for other in run.clocks.values()
-                if other.stream.rank == stream.rank and other.stream.attempt < stream.attempt
-            ]
-            for other in earlier:
-                other.finish()
-            for other in sorted(earlier, key=lambda other: other.stream.attempt)[: 1 - ATTEMPTS_KEPT]:
-                del run.clocks[other.stream.key]
+            for other in run.clocks.values():
+                if other.stream.rank == stream.rank and other.stream.attempt < stream.attempt:
+                    other.finish()
             clock = run.clocks[stream.key] = Clock(stream)
             run.ranks = max(run.ranks, stream.rank + 1)
         return clock

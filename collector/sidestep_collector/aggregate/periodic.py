@@ -1,14 +1,15 @@
 """The periodic tier: every N ended epochs of a run taken together.
 
 Works on the summaries of epochs, whose count, mean and deviation give back the moments that are merged (Chan
-et al., see `moments`). A summary that is made anew replaces the one before; if its period was already told, the
-period is told again. The next period begins with the first epoch behind it.
+et al., see `moments`). Periods are counted from the first epoch of a run: the next one begins with the first epoch
+behind it. A summary that is made anew replaces the one before; if its period was already told, the period is told
+again, as long as no epoch behind it has ended.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from sidestep_collector.aggregate.summary import Statistics
@@ -34,9 +35,9 @@ class PeriodAggregator:
         changed: dict[str, None] = {}
         for summary in summaries:
             epochs, size = self._open.setdefault(summary.run, {}), self._size(summary.run)
+            if epochs and summary.epoch < min(epochs):
+                continue  # late data of a period before this one
             if summary.epoch not in epochs and len(epochs) >= size:
-                if summary.epoch < min(epochs):
-                    continue  # late data of a period before this one
                 if summary.run in changed:
                     told.append(_period(epochs))
                     del changed[summary.run]
@@ -46,12 +47,23 @@ class PeriodAggregator:
                 changed[summary.run] = None
         return [*told, *(_period(self._open[run]) for run in changed)]
 
-    def _size(self, run: str) -> int:
-        return self._period_epochs(run) if callable(self._period_epochs) else self._period_epochs
+    def begin(self, run: str, epochs: Sequence[int]) -> int:
+        """Where the period begins that the last of some epochs is in.
+
+        After a restart it is known again by the summaries from there on, added once more; what they tell was told.
+
+        Args:
+            run: whose.
+            epochs: all epochs of the run up to one of interest, ascending.
+        """
+        return epochs[(len(epochs) - 1) // self._size(run) * self._size(run)]
 
     def forget(self, run: str) -> None:
         """Drop a run; a period that is not full is not told."""
         self._open.pop(run, None)
+
+    def _size(self, run: str) -> int:
+        return self._period_epochs(run) if callable(self._period_epochs) else self._period_epochs
 
 
 def _period(epochs: Mapping[int, EpochSummary]) -> PeriodSummary:

@@ -6,7 +6,6 @@ Exit codes: 0 done; 1 `lint` found something wrong; 2 there is no such profile o
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -85,11 +84,11 @@ def _shown(found: Profile) -> str:
         (tag, "", "", judged.target.text if judged.target else "", judged.worry or "")
         for tag, judged in found.targets.items()
     ]
-    rules = [(name, rule.severity, rule.metric, _bounds(rule)) for name, rule in found.rules.items()]
+    rules = [(name, rule.severity, rule.fires()) for name, rule in found.rules.items()]
     parts = [
         f"{found.name}: {found.title}\n{found.meaning}",
         "metrics\n" + as_text(("metric", "unit", "taken", "target", "when to worry"), metrics),
-        "rules\n" + as_text(("rule", "severity", "metric", "fires"), rules),
+        "rules\n" + as_text(("rule", "severity", "fires"), rules),
         "panels\n"
         + "\n".join(f"  {title}: {', '.join(c.title for c in charts)}" for title, charts in found.panels.items()),
     ]
@@ -99,13 +98,3 @@ def _shown(found: Profile) -> str:
         )
         parts.append(f"playbook {name}: {playbook.title}\n{steps}")
     return "\n\n".join(parts)
-
-
-def _bounds(rule: Any) -> str:
-    if rule.form == "nonfinite":
-        return "no finite number"
-    bounds = [f"below {rule.below:g}"] if rule.below is not None else []
-    bounds += [f"above {rule.above:g}"] if rule.above is not None else []
-    to = f"over {rule.to} " if rule.to else ""
-    held = f", {rule.held.count} of {rule.held.window} {rule.over}s" if rule.held else ""
-    return f"{to}{' or '.join(bounds)}{held}"

@@ -115,6 +115,11 @@ class Condition(_Spec):
             raise ValueError("takes either above or below")
         return self
 
+    @property
+    def bound(self) -> str:
+        """The bound, in words."""
+        return f"below {self.below:g}" if self.below is not None else f"above {self.above:g}"
+
 
 class Escalation(_Spec):
     """From where on an open finding is worse."""
@@ -141,11 +146,12 @@ class Suggestion(_Spec):
 class RuleSpec(_Spec):
     """When a metric tells of trouble.
 
-    Forms: `threshold` judges a value, `ratio` one value by another (or by the one before it), `nonfinite` asks
-    whether it is a number at all. `over: step` takes values as they come, `over: epoch` a statistic of an epoch.
+    Forms: `threshold` judges a value, `ratio` one value by another (or by the one before it), `plateau` a value that
+    is no better than the best before it, `nonfinite` asks whether it is a number at all. `over: step` takes values as
+    they come, `over: epoch` a statistic of an epoch.
     """
 
-    form: Literal["threshold", "ratio", "nonfinite"]
+    form: Literal["threshold", "ratio", "plateau", "nonfinite"]
     metric: Tag
     to: Tag | None = None
     over: Literal["step", "epoch"] = "step"
@@ -153,6 +159,7 @@ class RuleSpec(_Spec):
     above: float | None = None
     below: float | None = None
     clear: float | None = None
+    gain: float = Field(default=0.0, ge=0)
     also: list[Condition] = Field(default_factory=list[Condition])
     held: Held | None = Field(default=None, alias="for")
     warmup: int | None = Field(default=None, ge=0)
@@ -183,6 +190,10 @@ class RuleSpec(_Spec):
             raise ValueError(f"a {self.form} rule needs above or below")
         if (self.form == "ratio") != (self.to is not None):
             raise ValueError("a ratio rule, and no other, needs `to`: another metric, or `previous`")
+        if self.form == "plateau" and (self.over != "epoch" or (self.above is None) == (self.below is None)):
+            raise ValueError("a plateau rule goes `over: epoch`, and takes either above or below")
+        if self.gain and self.form != "plateau":
+            raise ValueError("gain is of a plateau rule, and of no other")
         if self.held is not None and (self.held.epochs is not None) != (self.over == "epoch"):
             raise ValueError(f"a rule over {self.over} is held for {self.over}s")
         self._check_clear()
@@ -195,6 +206,24 @@ class RuleSpec(_Spec):
             raise ValueError("clear has no side where a rule has both above and below: write two rules")
         if (self.above is not None and self.clear > self.above) or (self.below is not None and self.clear < self.below):
             raise ValueError("clear lies beyond the level it fires at")
+
+    def is_gain(self, value: float, best: float) -> bool:
+        """Whether a value is better than the best before it (NaN for none), by more than the gain that counts."""
+        return not (value <= best + self.gain if self.below is not None else value >= best - self.gain)
+
+    def fires(self, quote: str = "") -> str:
+        """When it fires, in words; tags stand between quotes."""
+        if self.form == "nonfinite":
+            words = "no finite number"
+        else:
+            sides = (("below", self.below), ("above", self.above))
+            words = " or ".join(f"{side} {level:g}" for side, level in sides if level is not None)
+        gain = f" by more than {self.gain:g}" if self.gain else ""
+        words = f"{words} and no better than before{gain}" if self.form == "plateau" else words
+        over = f" over {quote}{self.to}{quote}" if self.to else ""
+        also = "".join(f", and {quote}{one.metric}{quote} {one.bound}" for one in self.also)
+        held = f", {self.held.count} of {self.held.window} {self.over}s" if self.held else ""
+        return f"{quote}{self.metric}{quote}{over} {words}{also}{held}"
 
     @property
     def reads(self) -> tuple[str, ...]:

@@ -94,6 +94,15 @@ class Casebook:
             busy = track.firing[column] or track.is_pending(column)
             self._keep_window(part.rule, subject, series, track.column(column) if busy else None)
 
+    def end(self, rank: int) -> None:
+        """Nothing more comes of a rank: what is pending there goes; what fires stays so, for nobody saw it end."""
+        for key, incident in self._incidents.items():
+            for series in [one for one in incident.windows if one[0] == rank and one not in incident.firing]:
+                del incident.windows[series]
+            if incident.state == PENDING and not incident.windows:
+                incident.state = GONE
+                self._touched[key] = None
+
     def take(self) -> list[Finding]:
         """Findings that are new or have changed since the last take."""
         found, self._out = self._out, []

@@ -6,6 +6,7 @@ else 0: between the two, during the warm-up, or where a comparison has no meanin
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -29,7 +30,9 @@ class Judged(NamedTuple):
     worse: Flags
 
 
-def judge(spec: RuleSpec, values: Floats, to: Floats | None, also: list[Floats], muted: Flags) -> Judged:
+def judge(
+    spec: RuleSpec, values: Floats, to: Floats | None, also: list[Floats], muted: Flags, *, best: float = math.nan
+) -> Judged:
     """Judge values.
 
     Args:
@@ -38,6 +41,7 @@ def judge(spec: RuleSpec, values: Floats, to: Floats | None, also: list[Floats],
         to: what they are divided by, of the same shape; values that are not above 0 divide nothing.
         also: for each further condition of the rule its metric's values, of the same shape.
         muted: records that are not judged, shape (records,).
+        best: of a plateau, the best of the values before; NaN for none.
     """
     if to is not None:
         with np.errstate(all="ignore"):
@@ -48,6 +52,10 @@ def judge(spec: RuleSpec, values: Floats, to: Floats | None, also: list[Floats],
             holds = other > condition.above if condition.above is not None else other < (condition.below or 0.0)
         hit &= holds
         safe |= ~holds & np.isfinite(other)
+    if spec.form == "plateau":
+        gains = np.array([[spec.is_gain(value, best) for value in row] for row in values.tolist()])
+        hit &= ~gains
+        safe |= gains & np.isfinite(values)
     codes = np.where(hit, HIT, np.where(safe, SAFE, 0)).astype(np.int8)
     codes[muted] = 0
     return Judged(values, codes, _worse(spec, values) & hit)

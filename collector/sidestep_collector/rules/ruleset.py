@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from sidestep_collector.profiles import Profile, RuleSpec, Vocabulary
 from sidestep_collector.profiles.choices import Choice
 from sidestep_collector.profiles.spec import PREVIOUS, Override
+from sidestep_schemas.wire import TIER_PERIODIC
 
 log: Any = structlog.get_logger()
 
@@ -104,9 +105,29 @@ class RuleSet:
             self._columns[names] = found
         return found
 
-    def _is_compared(self, tag: str) -> bool:
+    def blind(self, profile: str, seen: Iterable[str]) -> dict[str, tuple[str, ...]]:
+        """Rules of a profile that have nothing to judge, with the metrics that they lack.
+
+        Args:
+            profile: whose rules.
+            seen: tags that there are values of.
+        """
+        known = {name for tag in seen for name in (tag, self._declared(tag))}
+        lacking = {rule.name: tuple(tag for tag in rule.spec.reads if tag not in known) for rule in self.rules}
+        return {rule.name: lacking[rule.name] for rule in self.rules if rule.profile == profile and lacking[rule.name]}
+
+    def is_periodic(self, tag: str) -> bool:
+        """Whether a metric is taken more seldom than each epoch."""
+        match = self._vocabulary.declared.get(tag)
+        return match is not None and match.metric.tier == TIER_PERIODIC
+
+    def _declared(self, tag: str) -> str:
+        """The tag, or the pattern of tags, that a tag is declared by."""
         match = self._vocabulary.find(tag)
-        return tag in self._compared or (match is not None and match.declared.metric.tag in self._compared)
+        return tag if match is None else match.declared.metric.tag
+
+    def _is_compared(self, tag: str) -> bool:
+        return tag in self._compared or self._declared(tag) in self._compared
 
     def _part(self, rule: Rule, names: tuple[str, ...]) -> Part | None:
         columns: list[int] = []

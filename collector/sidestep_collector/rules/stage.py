@@ -8,7 +8,7 @@ the other metric up to that record, in the same stream; so it does not matter ho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
@@ -17,12 +17,13 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from sidestep_collector.blocks import EpochSummary, Event, Finding, Item, ScalarBlock
+from sidestep_collector.blocks import EpochSummary, Event, Finding, Item, ScalarBlock, Stream
 from sidestep_collector.profiles import Choices, RuleSpec, suggested
 from sidestep_collector.profiles.spec import PREVIOUS, Override
 from sidestep_collector.rules.casebook import Casebook, When
 from sidestep_collector.rules.counts import CountSeries
 from sidestep_collector.rules.judge import Floats, Judged, judge, may_hit
+from sidestep_collector.rules.past import EPOCHS_KEPT, Past
 from sidestep_collector.rules.ruleset import Part, RuleSet, RuleSets
 from sidestep_collector.rules.track import Track
 
@@ -32,6 +33,10 @@ log: Any = structlog.get_logger()
 ALL_RANKS: Final = -1
 #: Values of a compared metric that are remembered: those up to the oldest record that may yet come.
 _COMPARED_KEPT: Final = 256
+#: Epochs after which what is taken each epoch is there: that of the first may be logged behind its end.
+_EPOCHS_UNTIL_TOLD: Final = 2
+#: Beside names of rules in what a run was told.
+_SUGGESTION: Final = "<profile>"
 
 Steps = NDArray[np.int64]
 _Key = tuple[Any, ...]
@@ -41,7 +46,15 @@ _History = tuple[Steps, Floats]
 
 @dataclass(slots=True)
 class _Run:
-    """What is known of a run."""
+    """What is known of a run.
+
+    Attributes:
+        names: names of its records.
+        seen: tags that its epochs tell of.
+        epochs: how many have ended, the last of them being `last_epoch`.
+        going: for each rank that goes on, the stream of its last start.
+        told: rules of which it was said that they have nothing to judge.
+    """
 
     name: str
     rules: RuleSet
@@ -49,9 +62,20 @@ class _Run:
     tracks: dict[_Key, Track] = field(default_factory=dict[_Key, Track])
     previous: dict[_Key, Floats] = field(default_factory=dict[_Key, Floats])
     compared: dict[tuple[bytes, str], _History] = field(default_factory=dict[tuple[bytes, str], _History])
-    epochs: dict[tuple[str, str], int] = field(default_factory=dict[tuple[str, str], int])
+    past: dict[tuple[str, str], Past] = field(default_factory=dict[tuple[str, str], Past])
     names: dict[tuple[str, ...], None] = field(default_factory=dict[tuple[str, ...], None])
-    is_told: bool = False
+    seen: set[str] = field(default_factory=set[str])
+    epochs: int = 0
+    last_epoch: int = -1
+    going: dict[int, bytes] = field(default_factory=dict[int, bytes])
+    told: set[str] = field(default_factory=set[str])
+
+    def ended(self, summary: EpochSummary) -> None:
+        """Note an epoch that has ended."""
+        self.seen.update(summary.statistics)
+        if summary.epoch > self.last_epoch:
+            self.last_epoch = summary.epoch
+            self.epochs += 1
 
 
 class Rules:
@@ -68,18 +92,42 @@ class Rules:
         self._runs: dict[str, _Run] = {}
         self._given_up: set[str] = set()
         self._series = CountSeries()
+        self._over: list[Stream] = []
 
-    def restore(self, events: Iterable[Event], rows: Iterable[Mapping[str, Any]]) -> None:
-        """Resume after a restart, before anything is added: events of runs that go on, and their findings."""
+    @staticmethod
+    def begin(epochs: Sequence[int]) -> int:
+        """From which epoch on summaries are needed after a restart, of epochs in ascending order."""
+        return epochs[-EPOCHS_KEPT:][0]
+
+    def restore(
+        self,
+        events: Iterable[Event],
+        rows: Iterable[Mapping[str, Any]],
+        summaries: Iterable[EpochSummary] = (),
+        names: Iterable[tuple[Stream, tuple[str, ...]]] = (),
+    ) -> None:
+        """Resume after a restart, before anything is added.
+
+        Args:
+            events: of runs that go on.
+            rows: their findings.
+            summaries: of their last epochs that have ended, which were judged before.
+            names: what their streams have recorded.
+        """
         for event in events:
             self._series.note(event)
             if event.event == "start":
                 self._begin(event)
         for row in rows:
             run = self._run(row["run"], row["project"])
-            incident = run.cases.restore(row, run.rules.rules)
-            if incident is not None:
-                run.epochs |= {(incident.rule.name, tag): incident.epoch for _, tag in incident.windows}
+            run.cases.restore(row, run.rules.rules)
+        for summary in summaries:
+            run = self._run(summary.run, summary.project)
+            run.ended(summary)
+            for part in _epoch_parts(run, summary):
+                _past(run, part).add(summary.epoch, float(_statistic(summary, part.tags[0], part.rule.spec)[0, 0]))
+        for stream, recorded in names:
+            self._run(stream.run, stream.project).names[recorded] = None
 
     def add(self, blocks: Sequence[ScalarBlock], items: Sequence[Item]) -> None:
         """Judge records, each stream's in the order of their seq."""
@@ -95,7 +143,11 @@ class Rules:
         for event in events:
             self._guarded(event.at.stream.run, partial(self._count, event))
             if event.event == "end":
-                self._tell(event.at.stream.run)
+                self.end(event.at.stream)
+
+    def end(self, stream: Stream) -> None:
+        """A stream is over; what is pending of it goes when its last epoch was judged."""
+        self._over.append(stream)
 
     def take_counts(self) -> list[ScalarBlock]:
         """Numbers of alerts at the ends of epochs, since the last take."""
@@ -105,7 +157,9 @@ class Rules:
         """Judge epochs that have ended; one that was judged is not judged again."""
         for summary in summaries:
             self._guarded(summary.run, partial(self._judge_epochs, summary))
-            self._tell(summary.run)
+        for stream in self._over:
+            self._guarded(stream.run, partial(self._close, stream))
+        self._over.clear()
 
     def take(self) -> list[Finding]:
         """Findings that are new or have changed since the last take."""
@@ -122,6 +176,7 @@ class Rules:
         self._choices.note(stream.run, start.details)
         rules = self._sets.of(stream.run, self._choices.of(stream.run), said if isinstance(said, dict) else {})
         run = self._run(stream.run, stream.project)
+        run.going[stream.rank] = stream.key
         if run.rules is not rules:
             run.rules = rules
             run.tracks.clear()
@@ -189,24 +244,27 @@ class Rules:
 
     def _judge_epochs(self, summary: EpochSummary) -> None:
         run = self._run(summary.run, summary.project)
-        if run.rules.has_epoch_rules:
-            for part in run.rules.plan(tuple(summary.statistics), "epoch"):
-                for one in part.singly():
-                    self._judge_epoch(run, one, summary)
+        for part in _epoch_parts(run, summary):
+            self._judge_epoch(run, part, summary)
+        run.ended(summary)
+        if run.epochs == _EPOCHS_UNTIL_TOLD:
+            self._tell(run)
 
     def _judge_epoch(self, run: _Run, part: Part, summary: EpochSummary) -> None:
         """Judge one metric of an epoch."""
         rule, key = part.rule, (part.rule.name, part.tags[0])
-        if summary.epoch <= run.epochs.get(key, -1):
+        past = _past(run, part)
+        if summary.epoch <= past.epoch:
             return
-        run.epochs[key] = summary.epoch
         values = _statistic(summary, part.tags[0], rule.spec)
-        to = _previous(run, key, values) if rule.spec.to == PREVIOUS else None
+        to = np.array([[past.previous]]) if rule.spec.to == PREVIOUS else None
+        best = past.best(rule.spec)
+        past.add(summary.epoch, float(values[0, 0]))
         if part.to is not None:
             to = _statistic(summary, part.to[0], rule.spec)
         also = [_statistic(summary, tags[0], rule.spec) for tags in part.also]
         muted = np.array([rule.warmup > 0 and summary.epoch <= rule.warmup])
-        judged = judge(rule.spec, values, to, also, muted)
+        judged = judge(rule.spec, values, to, also, muted, best=best)
         when = When(np.array([summary.global_step]), np.array([summary.last_t_ns]), ALL_RANKS)
         run.cases.advance(part, self._track(run, key, part, ALL_RANKS), when, judged)
         incident = run.cases.get(rule.name, part.subjects[0])
@@ -220,22 +278,55 @@ class Rules:
             track = run.tracks[key] = run.cases.track(part, rank)
         return track
 
-    def _tell(self, name: str) -> None:
-        """Say once of a run what its rules miss, or which profile it might have."""
-        run = self._runs.get(name)
-        if run is None or run.is_told:
-            return
-        run.is_told = True
-        own = self._choices.of(name).own
+    def _close(self, stream: Stream) -> None:
+        """Nothing more comes of a stream, and of its run where it was the last."""
+        run = self._run(stream.run, stream.project)
+        if run.going.get(stream.rank, stream.key) != stream.key:
+            return  # its rank has started again
+        run.cases.end(stream.rank)
+        run.going.pop(stream.rank, None)
+        if not run.going:
+            run.cases.end(ALL_RANKS)
+            self._tell(run, is_over=True)
+
+    def _tell(self, run: _Run, *, is_over: bool = False) -> None:
+        """Say once of a run which profile it might have, or which of its profile's rules have nothing to judge.
+
+        What is taken each step or epoch is there after some epochs; what is taken more seldom may come until the end.
+        """
+        seen = run.seen.union(*run.names)
+        own = self._choices.of(run.name).own
         if own is None:
-            fitting = suggested({tag for names in run.names for tag in names})
+            fitting = suggested(seen) if _SUGGESTION not in run.told else ()
+            run.told.add(_SUGGESTION)
             if fitting:
-                log.info("a profile fits this run; choose one with sidestep.init(profile=...)", run=name, fits=fitting)
+                log.info(
+                    "a profile fits this run; choose one with sidestep.init(profile=...)", run=run.name, fits=fitting
+                )
             return
-        parts = [part for names in run.names for over in ("step", "epoch") for part in run.rules.plan(names, over)]
-        blind = {rule.name for rule in run.rules.rules if rule.profile == own.name} - {part.rule.name for part in parts}
+        blind = {
+            name: tags
+            for name, tags in run.rules.blind(own.name, seen).items()
+            if name not in run.told and (is_over or not any(map(run.rules.is_periodic, tags)))
+        }
+        run.told |= blind.keys()
         if blind:
-            log.info("the run records none of what these rules read", run=name, rules=", ".join(sorted(blind)))
+            log.info(
+                "rules that have nothing to judge: the run records no such metrics",
+                run=run.name,
+                rules="; ".join(f"{name}: {', '.join(tags)}" for name, tags in sorted(blind.items())),
+            )
+
+
+def _epoch_parts(run: _Run, summary: EpochSummary) -> Iterator[Part]:
+    """What rules read of an epoch, one metric at a time."""
+    if run.rules.has_epoch_rules:
+        for part in run.rules.plan(tuple(summary.statistics), "epoch"):
+            yield from part.singly()
+
+
+def _past(run: _Run, part: Part) -> Past:
+    return run.past.setdefault((part.rule.name, part.tags[0]), Past())
 
 
 def _previous(run: _Run, key: _Key, values: Floats) -> Floats:

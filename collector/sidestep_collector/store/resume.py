@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import duckdb
 import numpy as np
@@ -17,17 +18,19 @@ from sidestep_collector.store.reading import connect
 #: Epochs back from the last that may still change.
 EPOCHS_BACK: Final = 3
 
-_LAST_EPOCH = "select max(epoch) from epochs where run = ?"
-_REACHED = """
+_EPOCHS: Final = "select distinct epoch from epochs where run = ? order by epoch"
+_REACHED: Final = """
     select floor(epoch)::bigint, max(step), max(epoch_us(wall_time)) from snapshots
     where run = ? and epoch >= ? group by 1
 """
-_EVENTS = """
-    select rank, attempt, seq, epoch_us(wall_time), step, coalesce(epoch, 'nan'::double), event, details::varchar
-    from events where run = ? and (epoch >= ? or event in ('start', 'end')) order by rank, attempt, seq
+_EVENT: Final = """
+    select run, rank, attempt, seq, epoch_us(wall_time), step, coalesce(epoch, 'nan'::double), event, details::varchar
+    from events
 """
-
-
+_STARTS: Final = f"{_EVENT} where event = 'start' and list_contains(?, run) order by run, rank, attempt, seq"
+_EVENTS: Final = f"""
+    {_EVENT} where run = ? and (epoch >= ? or event in ('start', 'end')) order by rank, attempt, seq
+"""
 _RANKS: Final = """
     select max(greatest(rank + 1, coalesce(world_size, 1))) from attempts join runs using (run) where run = ?
 """
@@ -46,6 +49,9 @@ _VALUES: Final = """
         and (s.reduction is not null or m.reduction <> 'mean' or p.metric in (select weight from said))
     group by 1, 2, 3, 4, 5
 """
+
+#: Run, rank and attempt of a stream.
+_Place = tuple[str, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,30 +73,56 @@ class RunTail:
     values: list[StoredValues] | None = None
 
 
-def read_tails(root: Path, streams: Iterable[Stream]) -> list[RunTail]:
-    """The ends of the runs that the given streams belong to."""
-    by_run: dict[str, dict[tuple[int, int], Stream]] = {}
-    for stream in streams:
-        by_run.setdefault(stream.run, {})[stream.rank, stream.attempt] = stream
-    if not by_run:
+def read_starts(root: Path, streams: Iterable[Stream]) -> list[Event]:
+    """What streams said when they started."""
+    known = _by_place(streams)
+    if not known:
         return []
-    tails: list[RunTail] = []
     with connect(root) as connection:
-        for run, members in by_run.items():
-            found = connection.execute(_LAST_EPOCH, [run]).fetchone()
-            since = (found[0] if found and found[0] is not None else 0) - EPOCHS_BACK
+        rows = connection.execute(_STARTS, [sorted({run for run, *_ in known})]).fetchall()
+    return _events(rows, known)
+
+
+def read_tails(root: Path, streams: Iterable[Stream], begin: Callable[[str, Sequence[int]], int]) -> list[RunTail]:
+    """The ends of the runs that the given streams belong to.
+
+    Args:
+        root: data folder.
+        streams: of runs that go on.
+        begin: of a run, and those of its epochs that can change no more, ascending: from which on they are needed.
+    """
+    known = _by_place(streams)
+    tails: list[RunTail] = []
+    if not known:
+        return tails
+    with connect(root) as connection:
+        for run in dict.fromkeys(run for run, *_ in known):
+            epochs = [epoch for (epoch,) in connection.execute(_EPOCHS, [run]).fetchall()]
+            since = _since(epochs, partial(begin, run))
             tail = RunTail(run, since, values=_values(connection, run, since))
             for epoch, step, last_us in connection.execute(_REACHED, [run, since]).fetchall():
                 tail.reached[epoch] = (step, last_us * 1000)
-            for rank, attempt, seq, wall_us, step, epoch, event, details in connection.execute(
-                _EVENTS, [run, since]
-            ).fetchall():
-                stream = members.get((rank, attempt))
-                if stream is not None:
-                    at = Moment(stream, seq, wall_us * 1000, step, epoch)
-                    tail.events.append(Event(at, event, json.loads(details or "{}")))
+            tail.events.extend(_events(connection.execute(_EVENTS, [run, since]).fetchall(), known))
             tails.append(tail)
     return tails
+
+
+def _by_place(streams: Iterable[Stream]) -> dict[_Place, Stream]:
+    return {(stream.run, stream.rank, stream.attempt): stream for stream in streams}
+
+
+def _since(epochs: list[int], begin: Callable[[Sequence[int]], int]) -> int:
+    since = (epochs[-1] if epochs else 0) - EPOCHS_BACK
+    settled = [epoch for epoch in epochs if epoch <= since]
+    return min(since, begin(settled)) if settled else since
+
+
+def _events(rows: Iterable[tuple[Any, ...]], known: Mapping[_Place, Stream]) -> list[Event]:
+    return [
+        Event(Moment(stream, seq, wall_us * 1000, step, epoch), event, json.loads(details or "{}"))
+        for run, rank, attempt, seq, wall_us, step, epoch, event, details in rows
+        if (stream := known.get((run, rank, attempt))) is not None
+    ]
 
 
 def _values(connection: duckdb.DuckDBPyConnection, run: str, since: int) -> list[StoredValues] | None:

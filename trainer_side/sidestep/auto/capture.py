@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 import sidestep
-from sidestep import start
+from sidestep import start, watching
 from sidestep.auto import naming, owners, report
 from sidestep.auto.by_hand import WITHOUT, ByHand, Updates
 from sidestep.auto.clipping import Clipping
@@ -49,7 +49,7 @@ class Capture:
         self.run: Run | None = None
         self.steps = 0
         self._parsed = parsed
-        self._every = naming.every()
+        self._every, self._budget = naming.every()
         self._numbers: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
         self._nesting: weakref.WeakKeyDictionary[Optimizer, Nesting] = weakref.WeakKeyDictionary()
         self._roots: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -87,7 +87,7 @@ class Capture:
         return self.is_on
 
     def _is_sampled(self) -> bool:
-        return self.run is None or (self.run.step + 1) % self._every == 0
+        return self.run is None or watching.is_sampled(self.run)
 
     def _is_training(self) -> bool:
         return any(root.training for root in self._roots)
@@ -131,7 +131,7 @@ class Capture:
         probes: dict[str, Setting] = dict.fromkeys(WITHOUT, False) if isinstance(optimizer, ByHand) else {}
         if self._loaders.last is not None:
             probes["time"] = {"waiting": False}  # the loader tells it
-        run = sidestep.watch(model, optimizers, every=self._every, probes=probes, **named)
+        run = sidestep.watch(model, optimizers, every=self._every, budget=self._budget, probes=probes, **named)
         if run.is_off:
             self.turn_off()
             return
@@ -148,7 +148,7 @@ class Capture:
             ("data", report.loader_line(self._loaders.last)),
             ("loss", self._predictions.function or "what backward() is called on"),
             ("config", report.config_line(list(named.get("config", ())))),
-            ("captured", report.captured_line(self._every)),
+            ("captured", report.captured_line(self._every, self._budget)),
         ]
         self.faults.guard(report.say, run, lines)
 

@@ -15,6 +15,7 @@ from torch import distributed
 
 from sidestep.auto.environment import AUTO_VARIABLE, EVERY_VARIABLE
 from sidestep.config import PROJECT_VARIABLE, RUN_VARIABLE
+from sidestep.probes.cadence import BUDGET
 
 #: Steps from one measurement to the next, where nothing else is asked for.
 EVERY = 10
@@ -26,10 +27,10 @@ _SCRIPTS: Final = frozenset({"main", "train"})
 _FOLDERS: Final = frozenset({"src", "scripts", "bin", "tools"})
 
 
-def every() -> int:
-    """Steps from one measurement to the next."""
+def every() -> tuple[int, float | None]:
+    """Steps from one measurement to the next, and the share of the time that these may take where nobody has said."""
     given = os.environ.get(EVERY_VARIABLE, "")
-    return max(1, int(given)) if given.isdecimal() else EVERY
+    return (max(1, int(given)), None) if given.isdecimal() else (EVERY, BUDGET)
 
 
 def init_arguments(parsed: Sequence[Any], environ: Mapping[str, str] = os.environ) -> dict[str, Any]:

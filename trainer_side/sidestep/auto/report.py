@@ -57,10 +57,11 @@ def config_line(config: Sequence[str]) -> str:
     return f"{len(config)} settings of the script" if config else ""
 
 
-def captured_line(every: int) -> str:
+def captured_line(every: int, budget: float | None) -> str:
     """Everything that is captured from now on."""
+    seldom = f" (more seldom where that takes over {budget:.0%} of the time)" if budget is not None else ""
     return (
-        f"loss at each step; rates, gradients, updates and accuracy at each {every}th; "
+        f"loss at each step; rates, gradients, updates and accuracy at each {every}th{seldom}; "
         "validation, epochs, clipping, loss scale, checkpoints as they come"
     )
 

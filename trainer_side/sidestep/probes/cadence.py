@@ -2,27 +2,87 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
+import statistics
+from collections import deque
 from typing import Final
 
 from sidestep.errors import UsageError
 from sidestep.probes.protocol import Watched
 
+logger = logging.getLogger("sidestep")
+
 _EPOCH: Final = re.compile(r"(?:(\d*\.?\d+)\s+)?epochs?")
 #: Steps between samples "an epoch" where the script tells of no epochs.
 _STEPS_WITHOUT_EPOCHS: Final = 1000
+#: Share of the training's time that samples may take where nobody has said how often they are taken.
+BUDGET: Final = 0.01
+#: Samples before it is asked what they cost, so that a short training has some; their last few tell.
+_SAMPLES_FREE: Final = 8
+_SAMPLES_KEPT: Final = 4
 
 
 class Steps:
     """Every so many steps, the first among them."""
 
     def __init__(self, every: int) -> None:
-        self._every = every
+        self.every = every
 
     def is_due(self, step: int, watched: Watched) -> bool:  # noqa: ARG002 - one form for all
         """Whether the coming step is one to sample."""
-        return step % self._every == 0
+        return step % self.every == 0
+
+
+class Budgeted(Steps):
+    """Every so many steps, and twice as many each time that samples have taken more than their share of the time.
+
+    Steps that are still sampled are among those that would have been. The first eight samples are taken whatever they
+    cost, and once it is doubled each epoch has one, at its first or second step; without epochs the longest way is
+    1000 steps.
+
+    Args:
+        every: steps from one sample to the next, as it begins.
+        budget: share of the training's time.
+    """
+
+    def __init__(self, every: int, budget: float) -> None:
+        super().__init__(every)
+        self._budget = budget
+        self._begun_with = every
+        self._epoch = math.nan
+        self._samples = 0
+        self._first: tuple[int, float] = 0, 0.0
+        self._costs: deque[float] = deque(maxlen=_SAMPLES_KEPT)
+
+    def is_due(self, step: int, watched: Watched) -> bool:
+        """Whether the coming step is one to sample."""
+        before, self._epoch = self._epoch, watched.run.current_epoch
+        is_new = self.every > self._begun_with and self._epoch != before and not math.isnan(self._epoch)
+        return is_new or step % self.every == 0
+
+    def note(self, step: int, seconds: float, now: float) -> None:
+        """A sample has been taken.
+
+        Args:
+            step: of which.
+            seconds: it took of the host's time; what the first took counts for nothing: much is made once.
+            now: on a clock that only rises.
+        """
+        self._samples += 1
+        if self._samples == 1:
+            self._first = step, now
+            return
+        self._costs.append(seconds)
+        began, then = self._first
+        allowed = self._budget * (now - then) / max(1, step - began) * self.every
+        longest = math.inf if not math.isnan(self._epoch) else _STEPS_WITHOUT_EPOCHS
+        cost = statistics.median(self._costs)
+        if self._samples > _SAMPLES_FREE and cost > allowed and 2 * self.every <= longest:
+            self.every *= 2
+            said = "from step %d on each %dth is sampled: a sample takes %.1f ms, and %.2g of the time is allowed"
+            logger.debug(said, step, self.every, 1e3 * cost, self._budget)
 
 
 class Epochs:

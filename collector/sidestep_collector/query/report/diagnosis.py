@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from sidestep_collector.profiles import COMMON
 from sidestep_collector.query.report.curves import Course, Reduction, Spread
 
 #: Names under which scripts say how many classes there are.
@@ -23,6 +24,8 @@ _CLASSES: Final = (
     "data.num_classes",
     "model.num_classes",
 )
+#: Profiles that the advice on an early plateau is meant for: where none but the common one fits, an accuracy will do.
+_CLASSIFIERS: Final = frozenset({COMMON, "classification"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,7 @@ class Facts:
     Attributes:
         config: settings as the script gave them, nested ones by their path with dots.
         epochs: epochs seen.
+        profile: the one that the run goes by.
         rate: reductions of the learning rate; rate_last: what it is now; rate_greatest: the highest that it was.
         loss, val_loss: their courses; None where nobody logged any.
         acc, val_acc: likewise, as fractions.
@@ -45,6 +49,7 @@ class Facts:
 
     config: Mapping[str, Any]
     epochs: int
+    profile: str = COMMON
     rate: tuple[Reduction, ...] = ()
     rate_last: float | None = None
     rate_greatest: float | None = None
@@ -118,9 +123,11 @@ def lr_dropped_early(facts: Facts) -> Diagnosis | None:
 
 
 def early_plateau(facts: Facts) -> Diagnosis | None:
-    """It improves for 3 to 6 epochs, then stops, with an accuracy below 20 %."""
+    """A classifier improves for 3 to 6 epochs, then stops, with an accuracy below 20 %."""
     curve, acc = facts.val_loss or facts.loss, facts.val_acc or facts.acc
-    if curve is None or acc is None or curve.plateau_since is None or acc.best >= 0.2 or curve.plateau_since > 7:
+    if facts.profile not in _CLASSIFIERS or curve is None or acc is None or acc.best >= 0.2:
+        return None
+    if curve.plateau_since is None or curve.plateau_since > 7:
         return None
     return Diagnosis(
         "early_plateau",

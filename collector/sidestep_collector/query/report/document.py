@@ -10,6 +10,7 @@ from typing import Any, Final, cast
 import duckdb
 import numpy as np
 
+from sidestep_collector.profiles import Profile
 from sidestep_collector.query.epochs import ByEpoch, Epochs, read_epochs
 from sidestep_collector.query.report import backward
 from sidestep_collector.query.report.curves import Course, Reduction, course, reductions, spread
@@ -80,7 +81,8 @@ def make_report(connection: duckdb.DuckDBPyConnection, run: str) -> Report:
     """The report on a run, whether it is finished, stopped, or still going."""
     about = _about(connection, run)
     epochs = read_epochs(connection, run)
-    facts = _facts(connection, run, epochs, about)
+    profiles, why = _profiles(connection, run, epochs)
+    facts = _facts(connection, run, epochs, about, profiles[-1].name)
     sections = [
         section
         for section in (
@@ -89,7 +91,7 @@ def make_report(connection: duckdb.DuckDBPyConnection, run: str) -> Report:
             _accuracies(epochs, facts),
             _gradients(epochs, facts),
             _updates(epochs, facts),
-            _targets(connection, run, epochs),
+            _targets(epochs, profiles, why),
         )
         if section is not None
     ]
@@ -120,7 +122,9 @@ def _findings(connection: duckdb.DuckDBPyConnection, run: str) -> list[dict[str,
     return [{**row, "suggest": json.loads(row["evidence"] or "{}").get("suggest")} for row in rows]
 
 
-def _facts(connection: duckdb.DuckDBPyConnection, run: str, epochs: Epochs, about: Mapping[str, Any]) -> Facts:
+def _facts(
+    connection: duckdb.DuckDBPyConnection, run: str, epochs: Epochs, about: Mapping[str, Any], profile: str
+) -> Facts:
     def curve(tags: Sequence[str], better: str) -> Course | None:
         found = epochs.first_of(tags)
         return course(found[1], better=better) if found else None
@@ -134,6 +138,7 @@ def _facts(connection: duckdb.DuckDBPyConnection, run: str, epochs: Epochs, abou
     config = json.loads(about["config"] or "{}")
     return Facts(
         config=dict(_flat(config)) if isinstance(config, dict) else {},
+        profile=profile,
         epochs=max((len(entry) for entry in epochs.metrics.values()), default=0),
         rate=tuple(reductions(rate[1])) if rate else (),
         rate_last=float(rate[1].last[-1]) if rate else None,
@@ -237,13 +242,16 @@ def _updates(epochs: Epochs, facts: Facts) -> Section | None:
     return Section("Weight updates", lines, plots=(_plot("relative update", {found[0]: found[1]}, is_log=True),))
 
 
-def _targets(connection: duckdb.DuckDBPyConnection, run: str, epochs: Epochs) -> Section | None:
+def _profiles(connection: duckdb.DuckDBPyConnection, run: str, epochs: Epochs) -> tuple[list[Profile], str]:
     said = connection.execute(
         "select details::varchar from events where run = ? and event = 'start' order by attempt desc, rank limit 1",
         [run],
     ).fetchone()
     start = json.loads(said[0] or "{}") if said else {}
-    profiles, why = profiles_of(run, start if isinstance(start, dict) else {}, epochs.metrics)
+    return profiles_of(run, start if isinstance(start, dict) else {}, epochs.metrics)
+
+
+def _targets(epochs: Epochs, profiles: Sequence[Profile], why: str) -> Section | None:
     asked = against_targets(profiles, epochs.metrics)
     if not asked:
         return None
