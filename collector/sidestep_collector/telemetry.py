@@ -68,7 +68,8 @@ class CommitTimes:
 
 
 def journal_bytes(root: Path) -> int:
-    """Bytes, on disk and in shared memory, of all journals of a data folder on this host: of running trainings and of dead ones."""
+    """Bytes of all journals of a data folder on this host, of running trainings and of dead ones; on disk and in shared
+    memory."""
     total = 0
     for journal in journal_roots(root):
         for folder, _, _ in os.walk(journal):

@@ -67,7 +67,7 @@ def test_a_disk_that_stands_still_is_said(disk):
     trainer = disk.script(LOGS_ON, "offline")
     steps(trainer, 3)
     freeze(disk.root.parent)
-    said_so = until(lambda: trainer.stderr.readline())
+    said_so = until(trainer.stderr.readline)
     assert "stands still" in said_so
     thaw(disk.root.parent)
     tell(trainer)

@@ -49,7 +49,7 @@ def do(journal, action: str, size: int, shipped: list) -> None:
         if journal._keeper is not None:
             journal._keeper._round(everything=True)
     else:
-        journal.release_below(journal._read_seq)
+        journal.release_below(journal._reader.seq)
 
 
 @contextlib.contextmanager
@@ -62,7 +62,7 @@ def by_hand():
         last()
         return True
 
-    with mock.patch.object(Keeper, "start", lambda keeper: None), mock.patch.object(Keeper, "close", close):
+    with mock.patch.object(Keeper, "start"), mock.patch.object(Keeper, "close", close):
         yield
 
 

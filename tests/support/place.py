@@ -19,10 +19,9 @@ from typing import Any
 from sidestep import launch
 from sidestep_collector.commands.dial import ask
 from sidestep_collector.store import connect
-from sidestep_schemas.layout import segment_files
 from sidestep_schemas.errors import SidestepError
 from sidestep_schemas.keys import read_client_key
-from sidestep_schemas.layout import DIR_VARIABLE, default_address
+from sidestep_schemas.layout import DIR_VARIABLE, default_address, segment_files
 
 PATIENCE_SECONDS = 120.0
 #: Tables that hold records one by one, by seq.

@@ -1,6 +1,5 @@
 """Segments of a journal: what is too large for one, comes late to one, or makes many of them."""
 
-from pathlib import Path
 from unittest import mock
 
 import pytest

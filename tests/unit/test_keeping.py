@@ -54,7 +54,8 @@ def test_what_waits_is_on_disk_sealed_and_no_longer_in_memory_once_its_segment_i
     journal.provide()
     first, second = journal._segments
     assert first.is_parked
-    assert not (second.is_parked or first.is_shared)
+    assert not second.is_parked
+    assert not first.is_shared
     assert on_disk(folder) == 11
     leftover = LeftoverJournal(shutil.copytree(folder, folder.parent / "copy"), b"an other boot".ljust(8)[:8])
     assert seqs_and_gaps(leftover.shipments())[0][:11] == list(range(11))

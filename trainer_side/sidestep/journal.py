@@ -19,7 +19,8 @@ from itertools import count
 from pathlib import Path
 
 from sidestep.keeping import SHARED_BYTES_MAX, Keeper, remove_shared_folder, shared_folder
-from sidestep.records import Fate, Identity, KeySetLayout, Shipment, seal
+from sidestep.reading import Reader
+from sidestep.records import Fate, Identity, KeySetLayout, Shipment, seal_all
 from sidestep.segments import (
     RING_BYTES_MAX,
     Segment,
@@ -29,13 +30,11 @@ from sidestep.segments import (
 )
 from sidestep_schemas.claims import LOCK_NAME, claim
 from sidestep_schemas.layout import guard_runtime
-from sidestep_schemas.segment import iter_ranges
 from sidestep_schemas.wire import (
     RECORD_BYTES_MAX,
     RECORD_PREFIX,
     SEGMENT_BYTES_MAX,
     SEGMENT_BYTES_MIN,
-    SEGMENT_HEADER,
     SegmentHeader,
     aligned,
 )
@@ -103,9 +102,7 @@ class Journal:
         self._retry_at = 0.0
         self._provided_at = time.monotonic()
         self._ring_bytes = 0
-        self._read_segment = 0  # number of the segment that is read next
-        self._read_offset = SEGMENT_HEADER.size
-        self._read_seq = 0
+        self._reader = Reader()
         self._claimed: int | None = None
         self._bytes_max = bytes_max
         self._keeper: Keeper | None = None
@@ -273,7 +270,7 @@ class Journal:
     # --- drain thread ------------------------------------------------------------------------------------
 
     def provide(self) -> None:
-        """Keep a spare segment ready: in shared memory or on disk where one can be had, else in memory up to a bound."""
+        """Keep a spare segment ready: a file where one can be had, else in memory up to a bound."""
         while self._recycle:
             self._retire(self._recycle.popleft())
         self._park()
@@ -291,9 +288,7 @@ class Journal:
         problem = self._disk_problem()
         try:
             self._claim(self._place)
-            if not self._has_room(self._size):
-                raise OSError(problem or f"it holds the {self._bytes_max >> 20} MB that it may")
-            self._spares.append(self._create_file(self._size))
+            self._spares.append(self._create_spare(problem))
         except OSError as error:
             self._degrade(f"the journal folder {self.folder} takes no more: {error.strerror or error}")
         else:
@@ -304,53 +299,19 @@ class Journal:
 
         A generator that is not exhausted goes on from there at the next call.
         """
-        for segment in list(self._segments):
-            if segment.number < self._read_segment:
-                continue
-            if segment.number > self._read_segment or segment.first_seq > self._read_seq:
-                if segment.first_seq > self._read_seq:
-                    lost = segment.first_seq - self._read_seq
-                    self._read_seq = segment.first_seq
-                    yield Shipment(segment.first_seq - lost, lost, None, reason=self._reason())
-                self._read_segment, self._read_offset = segment.number, SEGMENT_HEADER.size
-            yield from self._parked_shipments(segment) if segment.is_parked else self._mapped_shipments(segment)
+        yield from self._reader.shipments(list(self._segments), self._reason)
         lost = self._take_last_gap()
         if lost:
-            yield Shipment(self._read_seq - lost, lost, None, reason=self._reason())
-
-    def _mapped_shipments(self, segment: Segment) -> Iterator[Shipment]:
-        while self._read_offset < (tail := segment.tail):
-            start = self._read_offset
-            stop, records = seal(segment, start, tail)
-            first = self._read_seq
-            self._read_offset, self._read_seq = stop, first + records
-            yield Shipment(first, records, segment, start, stop)
-
-    def _parked_shipments(self, segment: Segment) -> Iterator[Shipment]:
-        if self._read_offset >= segment.tail:
-            return
-        try:
-            with segment.opened() as view:
-                for start, stop, records in iter_ranges(view[: segment.tail], start=self._read_offset):
-                    first = self._read_seq
-                    self._read_offset, self._read_seq = stop, first + records
-                    yield Shipment(first, records, segment, start, stop)
-        except OSError as error:
-            logger.warning("a segment of the journal cannot be read back: %s", error)
-        if self._read_seq < segment.next_seq:
-            lost, self._read_seq = segment.next_seq - self._read_seq, segment.next_seq
-            self._read_offset = segment.tail
-            yield Shipment(segment.next_seq - lost, lost, None, reason="the file that held them was damaged")
+            yield Shipment(self._reader.seq - lost, lost, None, reason=self._reason())
 
     def _take_last_gap(self) -> int:
         """Records dropped since the last one that was read: said once all that was kept is stored, for then there is
         room again, and no more of them will follow."""
         with self._append_lock:
-            current = self._current
-            is_read = self._read_segment == current.number and self._read_offset == current.tail
-            if self._read_seq == self.seq or len(self._segments) > 1 or not is_read:
+            reader = self._reader
+            if reader.seq == self.seq or len(self._segments) > 1 or not reader.is_behind(self._current):
                 return 0
-            lost, self._read_seq = self.seq - self._read_seq, self.seq
+            lost, reader.seq = self.seq - reader.seq, self.seq
             return lost
 
     def release_below(self, watermark: int) -> None:
@@ -359,7 +320,7 @@ class Journal:
             self._keeper.committed = watermark
         while len(self._segments) > 1 and self._segments[0].next_seq <= watermark:
             segment = self._segments[0]
-            if segment.number >= self._read_segment or segment is self._current:
+            if segment.number >= self._reader.number or segment is self._current:
                 break
             self._segments.popleft()
             self._retire(segment)
@@ -384,9 +345,7 @@ class Journal:
         for segment in waiting:
             if mapped <= _MAPPED_BYTES_MAX:
                 return
-            start = SEGMENT_HEADER.size
-            while start < segment.tail:
-                start, _ = seal(segment, start, segment.tail)
+            seal_all(segment)
             segment.park()
             mapped -= segment.size
 
@@ -490,6 +449,11 @@ class Journal:
             self.degraded = ""
             return
         segment.release()
+
+    def _create_spare(self, problem: str) -> Segment:
+        if not self._has_room(self._size):
+            raise OSError(problem or f"it holds the {self._bytes_max >> 20} MB that it may")
+        return self._create_file(self._size)
 
     def _create_file(self, size: int) -> Segment:
         assert self._place is not None

@@ -180,27 +180,25 @@ class Keeper:
 
 
 def shared_folder(stream: Path) -> Path | None:
-    """A folder in shared memory for the segments of a stream, linked from its folder on disk; None where there is none.
-
-    Raises:
-        OSError: the folder on disk takes no link.
-    """
+    """A folder in shared memory for the segments of a stream, linked from its folder on disk; None where none can be
+    had."""
     root = shared_root()
     if root is None:
         return None
+    folder, link = root / stream.name, stream / SHARED_LINK
     try:
         found = os.statvfs(root.parent)
         if found.f_bavail * found.f_frsize < _FREE_BYTES_MIN:
             return None
         ensure_private(root)
         remove_abandoned(root)
-        folder = root / stream.name
+        link.symlink_to(folder, target_is_directory=True)  # first of all: what no link leads to is removed by others
         folder.mkdir(mode=0o700)
         (folder / _OWNER_NAME).write_text(str(stream), encoding="utf-8")
     except OSError:
+        with contextlib.suppress(OSError):
+            link.unlink()
         return None
-    link = stream / SHARED_LINK
-    link.symlink_to(folder, target_is_directory=True)
     return folder
 
 

@@ -130,7 +130,8 @@ class LeftoverJournal:
         last = next((shipments[-1] for _, shipments in reversed(self._segments) if shipments), None)
         if last is not None and _ends_with_an_end(last):
             return
-        details = json.dumps({"status": "killed", **(read_signal(self.folder) or read_signal(self.folder / SHARED_LINK))})
+        traces = read_signal(self.folder) or read_signal(self.folder / SHARED_LINK)
+        details = json.dumps({"status": "killed", **traces})
         payload = packed(KIND_LIFECYCLE, self.seq, time.time_ns(), -1, NO_EPOCH, "end", details)
         segment = create_memory_segment(segment_size_for(len(payload)))
         segment.first_seq, segment.records = self.seq, 1

@@ -11,7 +11,15 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from sidestep.segments import Segment
-from sidestep_schemas.wire import RANGE_BYTES, RECORD_PREFIX, SCALARS_FORMAT, SCALARS_HEADER, aligned, scalars_lead
+from sidestep_schemas.wire import (
+    RANGE_BYTES,
+    RECORD_PREFIX,
+    SCALARS_FORMAT,
+    SCALARS_HEADER,
+    SEGMENT_HEADER,
+    aligned,
+    scalars_lead,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +80,13 @@ class Shipment:
             OSError: the records are on a disk that does not give them back.
         """
         return self.reason.encode() if self.segment is None else self.segment.body(self.start, self.stop)
+
+
+def seal_all(segment: Segment) -> None:
+    """Put the checksum on each record of a segment that takes no more."""
+    start = SEGMENT_HEADER.size
+    while start < segment.tail:
+        start, _ = seal(segment, start, segment.tail)
 
 
 def seal(segment: Segment, start: int, tail: int) -> tuple[int, int]:

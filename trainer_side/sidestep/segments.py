@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 from sidestep_schemas.wire import RECORD_PREFIX, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SEGMENT_HEADER, SegmentHeader
@@ -125,7 +125,7 @@ class Segment:
             self.path, self.is_shared = self.kept_path, False
 
     @contextlib.contextmanager
-    def opened(self) -> Iterator[memoryview]:
+    def opened(self) -> Generator[memoryview]:
         """Its bytes; those of a parked one are mapped for as long, and cannot be changed.
 
         Raises:
