@@ -3,7 +3,7 @@
     receive ─▶ decode ─▶ analyse ─▶ aggregate ─▶ rules ─▶ sinks (TensorBoard, epoch documents, samples)
                                                                   └─▶ store (commit + watermark) ─▶ acknowledge, notify
 
-Two threads carry it. The intake thread owns the sockets: it receives, decodes, aggregates, feeds the live view,
+Two threads carry it. The intake thread owns the sockets: it receives, decodes, aggregates, feeds who watches,
 and at each flush analyses what is new, takes what follows from it the same way, and hands a batch over. The commit
 thread writes the batch's files, then commits rows, file lengths and watermarks in one transaction; only then are
 the streams acknowledged. A batch that cannot be committed (a full disk) is tried again until it can; meanwhile the
