@@ -271,7 +271,7 @@ def test_two_names_of_one_tag_are_both_kept(offline: dict[str, Any]) -> None:
 
 
 def test_an_unknown_keyword_is_refused_at_once_with_those_there_are() -> None:
-    with pytest.raises(UsageError, match=r"SidestepCallback\(\) takes no 'evry'; it takes blocks, collector"):
+    with pytest.raises(UsageError, match=r"SidestepCallback\(\) takes no 'evry'; it takes blocks, budget, collector"):
         SidestepCallback(evry=3)
     with pytest.raises(UsageError, match=r"SidestepLogger\(\) takes no 'every'"):
         SidestepLogger(every=3)
