@@ -354,7 +354,7 @@ class Pipeline:
         self._lines.note(events)
         runs = self._store.runs()
         told = self._epochs.restore(
-            rows=[row for tail in tails for row in self._store.epoch_rows(tail.run, tail.since_epoch)],
+            rows=self._store.epoch_rows({tail.run: tail.since_epoch for tail in tails}),
             runs=[
                 RunHistory(tail.run, run.project, run.started_ns, tail.reached, tail.values is not None)
                 for tail in tails
