@@ -63,7 +63,7 @@ def meanflow(*, quick: bool) -> list[str]:
 
 
 def backward(*, quick: bool) -> list[str]:
-    """440 steps of 20 ms, updates, logits, kinds and times at each 22nd; quick: 44 steps."""
+    """440 steps of 25 ms, updates, logits, kinds and times at each 22nd; quick: 44 steps."""
     return ["backward/train.py", *(("--epochs", "2") if quick else ())]
 
 
