@@ -63,7 +63,7 @@ def meanflow(*, quick: bool) -> list[str]:
 
 
 def backward(*, quick: bool) -> list[str]:
-    """440 steps of 20 ms, updates, logits, kinds and times at each 22nd; quick: 44 steps."""
+    """440 steps of 25 ms, updates, logits, kinds and times at each 22nd; quick: 44 steps."""
     return ["backward/train.py", *(("--epochs", "2") if quick else ())]
 
 
@@ -174,10 +174,10 @@ def table_of(family: str, found: dict[str, float], pairs: int) -> Table:
 def write(family: str, table: Table) -> None:
     """Put a family's table into the page of results, in the place of the one that stands there."""
     text = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else TITLE
-    head, *sections = text.split(SECTION)
+    _, *sections = text.split(SECTION)
     known = {section.partition("\n")[0]: section.rstrip() for section in sections}
     known[family] = f"{family}\n\n{time.strftime('%Y-%m-%d')}, {machine()}.\n\n{table.markdown()}"
-    parts = [head.rstrip(), *(known[name] for name in FAMILIES if name in known)]
+    parts = [TITLE, *(known[name] for name in FAMILIES if name in known)]
     RESULTS.write_text(SECTION.join(parts) + "\n", encoding="utf-8")
 
 

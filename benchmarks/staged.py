@@ -35,7 +35,10 @@ class Off:
 
     is_off = True
     diagnostics = types.SimpleNamespace(log_every_n_steps=1, every_n_epochs=10**9)
-    epoch = staticmethod(lambda epochs: epochs)
+
+    def epoch(self, epochs: Any) -> Any:
+        """The epochs as they are."""
+        return epochs
 
     def __getattr__(self, name: str) -> Callable[..., str]:
         """Any other method."""
@@ -96,7 +99,7 @@ def count_at_second_step(inside: Inside) -> None:
 def shipping_seconds() -> float:
     """CPU seconds of the thread that ships records; 0 where there is none."""
     drain = next((thread for thread in threading.enumerate() if thread.name == "sidestep-drain"), None)
-    return 0.0 if drain is None else time.clock_gettime(time.pthread_getcpuclockid(drain.ident))
+    return 0.0 if drain is None or drain.ident is None else time.clock_gettime(time.pthread_getcpuclockid(drain.ident))
 
 
 def main() -> None:

@@ -10,6 +10,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 from support.place import Place
 
+# Tests run side by side, and so do the processes that they start: threads beyond the cores wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # Machines that run tests are shared and slow at times; what is slow is not wrong.
 settings.register_profile("sidestep", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("sidestep")

@@ -3,7 +3,7 @@
     receive ─▶ decode ─▶ analyse ─▶ aggregate ─▶ rules ─▶ sinks (TensorBoard, epoch documents, samples)
                                                                   └─▶ store (commit + watermark) ─▶ acknowledge, notify
 
-Two threads carry it. The intake thread owns the sockets: it receives, decodes, aggregates, feeds the live view,
+Two threads carry it. The intake thread owns the sockets: it receives, decodes, aggregates, feeds who watches,
 and at each flush analyses what is new, takes what follows from it the same way, and hands a batch over. The commit
 thread writes the batch's files, then commits rows, file lengths and watermarks in one transaction; only then are
 the streams acknowledged. A batch that cannot be committed (a full disk) is tried again until it can; meanwhile the
@@ -354,7 +354,7 @@ class Pipeline:
         self._lines.note(events)
         runs = self._store.runs()
         told = self._epochs.restore(
-            rows=[row for tail in tails for row in self._store.epoch_rows(tail.run, tail.since_epoch)],
+            rows=self._store.epoch_rows({tail.run: tail.since_epoch for tail in tails}),
             runs=[
                 RunHistory(tail.run, run.project, run.started_ns, tail.reached, tail.values is not None)
                 for tail in tails

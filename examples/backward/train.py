@@ -1,7 +1,7 @@
 """Digits, learned by a network whose every weight moves in whole quanta; sidestep follows what becomes of gradients.
 
     sidestep run -- python examples/backward/train.py
-    sidestep run -- python examples/backward/train.py --lr 0.05 --feedback 0     # rounding takes everything away
+    sidestep run -- python examples/backward/train.py --lr 0.05 --feedback 0 --every 10     # rounding takes all away
     sidestep run -- torchrun --nproc-per-node 2 examples/backward/train.py
 
 Trains for some ten seconds on a CPU, to 97 % of the validation images.

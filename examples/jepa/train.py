@@ -25,6 +25,9 @@ import sidestep
 
 #: What each level counts in the loss, the finest first.
 WEIGHTS = (0.4, 0.35, 0.25)
+#: Limit of the gradient's norm: a little above nine tenths of the norms while the rate rises, so that spikes are cut
+#: and steps are not.
+CLIP = 3.0
 #: What gradients are told apart by: parts of the network, with the names that its parameters begin with.
 BLOCKS = {
     "embedding": ["encoder.patches", "encoder.hidden", "encoder.places"],
@@ -201,7 +204,7 @@ def main() -> None:
             weighted = losses * losses.new_tensor(WEIGHTS)
             optimizer.zero_grad()
             weighted.sum().backward()
-            sidestep.clip_grad_norm_(model.parameters(), 1.0)
+            sidestep.clip_grad_norm_(model.parameters(), CLIP)
             optimizer.step()
             schedule.step()
 

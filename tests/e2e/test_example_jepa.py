@@ -91,7 +91,7 @@ class Again:
                 losses = self.example.train.level_losses(predicted, targets, masks)
                 optimizer.zero_grad()
                 (losses * torch.tensor(self.example.train.WEIGHTS)).sum().backward()
-                norm = torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+                norm = torch.nn.utils.clip_grad_norm_(student.parameters(), self.example.train.CLIP)
                 rate = optimizer.param_groups[0]["lr"]
                 optimizer.step()
                 schedule.step()

@@ -166,8 +166,8 @@ def test_a_training_that_speaks_but_does_not_step_hangs_once_and_shows_its_stack
 
 
 def test_a_process_that_stands_still_on_this_host_hangs_and_is_not_lost(place):
-    process = ends_by(place, None, options=("--silent-seconds", "0.5", "--hang-seconds", "2"))
-    process.send_signal(signal.SIGSTOP)
+    process = ends_by(place, None, options=("--silent-seconds", "0.5", "--hang-seconds", "5"))
+    process.send_signal(signal.SIGSTOP)  # well before the hang: nothing is heard when that is told
     [(details,)] = until(lambda: place.rows("select details from events where event = 'hang'"))
     assert json.loads(details)["heartbeats"] is False
     assert place.row("select state from runs") == ("running",)

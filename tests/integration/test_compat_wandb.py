@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.journal_reader import Record, read_records, read_scalars, read_tags
+from support.journal_reader import Record, read_events, read_records, read_scalars, read_tags
 from support.watched import offline, small_net, take_step
 
 import sidestep
@@ -44,10 +44,6 @@ def items(place: dict[str, Any], kind: str) -> list[Record]:
     return [record for record in read_records(place["dir"]) if record.kind == kind]
 
 
-def events(place: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    return [json.loads(record.fields[1]) for record in items(place, "lifecycle") if record.fields[0] == name]
-
-
 def configs(place: dict[str, Any]) -> list[dict[str, Any]]:
     return [json.loads(record.fields[2]) for record in items(place, "text") if record.fields[0] == "config"]
 
@@ -63,7 +59,7 @@ def test_a_script_s_usual_calls_are_recorded(place: dict[str, Any]) -> None:
         wandb.log({"loss": 1.0 / (step + 1), "nested": {"a": step, "deep": {"b": 2.0}}})
     wandb.finish()
     assert wandb.run is None
-    [start], [end] = events(place, "start"), events(place, "end")
+    [start], [end] = read_events(place["dir"], "start"), read_events(place["dir"], "end")
     assert {name: start[name] for name in ("id", "name", "group", "tags", "notes", "config", "project")} == {
         "id": "abc", "name": "first", "group": "sweep", "tags": ["a"], "notes": "hm", "config": {"lr": 0.1}, "project": "test",
     }  # fmt: skip
@@ -136,7 +132,7 @@ def test_the_summary_holds_last_values_and_what_the_script_puts_there(place: dic
     assert wandb.summary["loss"] == 1.0
     run.summary["best"] = 0.5
     run.finish()
-    assert events(place, "summary") == [{"values": {"loss": 1.0, "best": 0.5}}]
+    assert read_events(place["dir"], "summary") == [{"values": {"loss": 1.0, "best": 0.5}}]
 
 
 def test_watch_follows_the_optimizer_from_its_first_step(place: dict[str, Any]) -> None:
@@ -158,8 +154,8 @@ def test_alerts_and_saved_files_are_events(place: dict[str, Any]) -> None:
     wandb.define_metric("loss", summary="min")
     wandb.alert("high", "the loss is high", level=wandb.AlertLevel.WARN)
     wandb.save("model.pt")
-    assert events(place, "alert") == [{"title": "high", "text": "the loss is high", "level": "WARN"}]
-    assert events(place, "save") == [{"path": "model.pt"}]
+    assert read_events(place["dir"], "alert") == [{"title": "high", "text": "the loss is high", "level": "WARN"}]
+    assert read_events(place["dir"], "save") == [{"path": "model.pt"}]
 
 
 @pytest.mark.parametrize(("mode", "is_off"), [("disabled", True), ("offline", False)])
@@ -192,7 +188,7 @@ def test_an_exception_or_an_exit_code_is_a_failed_run(place: dict[str, Any]) -> 
         raise RuntimeError("no")
     wandb.init(**place)
     wandb.finish(exit_code=1)
-    assert [end["status"] for end in events(place, "end")] == ["failed", "failed"]
+    assert [end["status"] for end in read_events(place["dir"], "end")] == ["failed", "failed"]
 
 
 def test_a_run_of_the_script_s_is_not_ended(offline: dict[str, Any]) -> None:

@@ -60,6 +60,20 @@ def test_each_setting_says_where_it_comes_from(tmp_path):
     assert rows["SIDESTEP_KEY"] == ("set", "environment")
 
 
+def test_the_address_of_a_webhook_is_not_shown(tmp_path):
+    for said, shown in ((None, ""), ("https://hooks.example.org/secret", "set")):
+        environ = {"SIDESTEP_COLLECTOR_WEBHOOK": said} if said else {}
+        rows = {row["name"]: row["value"] for row in settings(tmp_path, environ)}
+        assert rows["collector.webhook"] == shown
+
+
+def test_keys_are_looked_for_where_the_settings_have_them(tmp_path):
+    folder = tmp_path / "elsewhere"
+    folder.mkdir(mode=0o755)
+    (tmp_path / "sidestep.toml").write_text(f'[collector]\nkeys = "{folder}"\n')
+    assert found(tmp_path)["keys"].change == f"chmod 700 {folder}"
+
+
 def test_a_disk_without_room_and_a_network_file_system_are_told(tmp_path, monkeypatch):
     monkeypatch.setattr(checkup, "DISK_BYTES_MIN", 1 << 62)
     monkeypatch.setattr(checkup, "is_network_folder", lambda _: True)

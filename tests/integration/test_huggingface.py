@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import warnings
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from support.journal_reader import read_records, read_scalars, read_tags
+from support.journal_reader import read_events, read_records, read_scalars, read_tags
 from support.watched import offline
 
 import sidestep
@@ -70,11 +69,6 @@ def train(
     return trainer
 
 
-def events(folder: Path, name: str) -> list[dict[str, Any]]:
-    found = [record for record in read_records(folder) if record.kind == "lifecycle" and record.fields[0] == name]
-    return [json.loads(record.fields[1]) for record in found]
-
-
 def history(trainer: Any, name: str) -> dict[int, Any]:
     return {entry["step"] - 1: pytest.approx(entry[name]) for entry in trainer.state.log_history if name in entry}
 
@@ -104,9 +98,9 @@ def test_optimizer_and_model_are_watched_with_the_keywords_of_watch(offline: dic
 def test_epochs_arguments_and_the_end_are_recorded(offline: dict[str, Any]) -> None:
     train(offline, SidestepCallback(**offline), learning_rate=0.003)
     folder = offline["dir"]
-    assert [told["epoch"] for told in events(folder, "epoch_begin")] == [1.0, 2.0]
-    assert [told["epoch"] for told in events(folder, "epoch_end")] == [1.0, 2.0]
-    assert events(folder, "end") == [{"status": "finished", "error": None}]
+    assert [told["epoch"] for told in read_events(folder, "epoch_begin")] == [1.0, 2.0]
+    assert [told["epoch"] for told in read_events(folder, "epoch_end")] == [1.0, 2.0]
+    assert read_events(folder, "end") == [{"status": "finished", "error": None}]
     configs = [record for record in read_records(folder) if record.kind == "text" and record.fields[0] == "config"]
     assert json.loads(configs[-1].fields[2])["learning_rate"] == 0.003
 
@@ -117,7 +111,7 @@ def test_checkpoints_are_marked_with_their_size(offline: dict[str, Any]) -> None
         str(folder): sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6
         for folder in sorted((offline["dir"] / "out").glob("checkpoint-*"))
     }
-    assert {told["path"]: told["size_mb"] for told in events(offline["dir"], "checkpoint")} == pytest.approx(
+    assert {told["path"]: told["size_mb"] for told in read_events(offline["dir"], "checkpoint")} == pytest.approx(
         sizes, rel=0.2
     )
     assert len(sizes) == len(read_scalars(offline["dir"], "checkpoint_size_mb")) == 2
@@ -129,7 +123,7 @@ def test_a_training_that_goes_on_counts_on(offline: dict[str, Any]) -> None:
     train(offline, SidestepCallback(every=4, **offline), resume=True)
     assert list(read_scalars(offline["dir"], "train/gradients/global_norm")) == [8, 12]
     assert list(read_scalars(offline["dir"], "train/loss")) == [9, 11, 13, 15]
-    assert [told["epoch"] for told in events(offline["dir"], "epoch_begin")] == [2.0]
+    assert [told["epoch"] for told in read_events(offline["dir"], "epoch_begin")] == [2.0]
 
 
 def test_an_exception_passes_on_and_the_run_stays_open_for_the_script_to_end(offline: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.journal_reader import Record, read_records, read_scalars, read_tags
+from support.journal_reader import read_events, read_records, read_scalars, read_tags
 from support.place import Place
 from support.watched import offline
 
@@ -123,11 +123,6 @@ def epochs_of(folder: Path, tag: str) -> dict[float, float]:
     }
 
 
-def events(folder: Path, name: str) -> list[tuple[Record, dict[str, Any]]]:
-    found = [record for record in read_records(folder) if record.kind == "lifecycle" and record.fields[0] == name]
-    return [(record, json.loads(record.fields[1])) for record in found]
-
-
 def test_each_logged_value_arrives_at_its_step_with_nothing_to_configure(offline: dict[str, Any]) -> None:
     said = fit(offline).said
     assert len(said["loss"]) == 2 * BATCHES
@@ -186,9 +181,9 @@ def test_steps_are_those_of_the_optimizer_while_gradients_are_accumulated(offlin
 
 def test_epochs_begin_at_one_and_the_run_ends_with_the_fit(offline: dict[str, Any]) -> None:
     fit(offline)
-    assert [told["epoch"] for _, told in events(offline["dir"], "epoch_begin")] == [1.0, 2.0]
-    assert [told["epoch"] for _, told in events(offline["dir"], "epoch_end")] == [1.0, 2.0]
-    [(_, end)] = events(offline["dir"], "end")
+    assert [told["epoch"] for told in read_events(offline["dir"], "epoch_begin")] == [1.0, 2.0]
+    assert [told["epoch"] for told in read_events(offline["dir"], "epoch_end")] == [1.0, 2.0]
+    [end] = read_events(offline["dir"], "end")
     assert end == {"status": "finished", "error": None}
     run = sidestep.active_run()
     assert run is not None
@@ -198,7 +193,7 @@ def test_epochs_begin_at_one_and_the_run_ends_with_the_fit(offline: dict[str, An
 def test_an_exception_is_the_end_of_a_failed_run_and_passes_on(offline: dict[str, Any]) -> None:
     with pytest.raises(RuntimeError, match="out of luck"):
         fit(offline, Net(fail_at=3), num_sanity_val_steps=0)
-    [(_, end)] = events(offline["dir"], "end")
+    [end] = read_events(offline["dir"], "end")
     assert (end["status"], end["error"]) == ("failed", "RuntimeError: out of luck")
     assert end["traceback"].endswith("RuntimeError: out of luck")
     assert list(read_scalars(offline["dir"], "train/loss")) == [0, 1, 2]
@@ -217,7 +212,7 @@ def test_checkpoints_are_marked_with_their_size_and_hold_nothing_of_the_callback
 
     saving = ModelCheckpoint(offline["dir"] / "saved", save_top_k=-1, save_last=False)
     fit(offline, enable_checkpointing=True, callbacks=[saving])
-    marked = {told["path"]: told["size_mb"] for _, told in events(offline["dir"], "checkpoint")}
+    marked = {told["path"]: told["size_mb"] for told in read_events(offline["dir"], "checkpoint")}
     files = sorted((offline["dir"] / "saved").glob("*.ckpt"))
     assert marked == {str(file): file.stat().st_size / 1e6 for file in files}
     assert len(files) == 2
@@ -237,7 +232,7 @@ def test_a_fit_that_goes_on_counts_on(offline: dict[str, Any]) -> None:
     again.fit(module, ckpt_path=folder / "half.ckpt", weights_only=False)
     assert list(read_scalars(folder, "train/loss")) == list(range(BATCHES, 2 * BATCHES))
     assert list(read_scalars(folder, "train/gradients/global_norm")) == [8, 12]
-    assert [told["epoch"] for _, told in events(folder, "epoch_begin")] == [2.0]
+    assert [told["epoch"] for told in read_events(folder, "epoch_begin")] == [2.0]
 
 
 def test_a_run_of_the_script_s_stays_open_and_takes_a_test_too(offline: dict[str, Any]) -> None:
@@ -276,7 +271,7 @@ def test_two_names_of_one_tag_are_both_kept(offline: dict[str, Any]) -> None:
 
 
 def test_an_unknown_keyword_is_refused_at_once_with_those_there_are() -> None:
-    with pytest.raises(UsageError, match=r"SidestepCallback\(\) takes no 'evry'; it takes blocks, collector"):
+    with pytest.raises(UsageError, match=r"SidestepCallback\(\) takes no 'evry'; it takes blocks, budget, collector"):
         SidestepCallback(evry=3)
     with pytest.raises(UsageError, match=r"SidestepLogger\(\) takes no 'every'"):
         SidestepLogger(every=3)
@@ -294,7 +289,7 @@ def test_the_logger_takes_what_a_trainer_gives_its_loggers(offline: dict[str, An
     assert read_scalars(offline["dir"], "train/loss") == expected
     assert set(read_scalars(offline["dir"], "val/loss")) == {BATCHES - 1, 2 * BATCHES - 1}
     assert {"train/mean", "test/loss"} <= read_tags(offline["dir"])
-    assert [told["epoch"] for _, told in events(offline["dir"], "epoch_begin")][:2] == [1.0, 2.0]
+    assert [told["epoch"] for told in read_events(offline["dir"], "epoch_begin")][:2] == [1.0, 2.0]
     configs = [
         record for record in read_records(offline["dir"]) if record.kind == "text" and record.fields[0] == "config"
     ]
@@ -318,65 +313,62 @@ def test_callback_and_logger_together_record_nothing_twice(offline: dict[str, An
     assert read_scalars(offline["dir"], "val/batch_loss") == at_steps(module.said["batch_loss"][2:])
 
 
+#: A network that a script of its own trains, whichever name of Lightning it has imported as `pl`.
+NET = """
+    import torch
+    from sidestep.lightning import SidestepCallback, SidestepLogger
+
+    class Net(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(2, 1)
+        def training_step(self, batch, index):
+            loss = self.layer(batch).square().mean()
+            self.log("train_loss", loss)
+            return loss
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def fit(rows, **given):
+        quiet = dict(enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, logger=False)
+        trainer = pl.Trainer(max_epochs=1, accelerator="cpu", **quiet, **given)
+        trainer.fit(Net(), torch.utils.data.DataLoader(torch.randn(rows, 2), batch_size=4))
+"""
+
+
 def test_the_older_name_of_lightning_works_as_well(place: Place) -> None:
     pytest.importorskip("importlib.metadata").version("pytorch-lightning")
-    place.train(
+    text = (
         """
-        import warnings; warnings.simplefilter("ignore")
-        import sys, torch, pytorch_lightning as pl
-        from sidestep.lightning import SidestepCallback, SidestepLogger
-        assert issubclass(SidestepCallback, pl.Callback) and issubclass(SidestepLogger, pl.loggers.Logger)
-        assert "lightning" not in sys.modules
-
-        class Net(pl.LightningModule):
-            def __init__(self):
-                super().__init__()
-                self.layer = torch.nn.Linear(2, 1)
-            def training_step(self, batch, index):
-                loss = self.layer(batch).square().mean()
-                self.log("train_loss", loss)
-                return loss
-            def configure_optimizers(self):
-                return torch.optim.SGD(self.parameters(), lr=0.1)
-
-        quiet = dict(enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, logger=False)
-        trainer = pl.Trainer(max_epochs=1, accelerator="cpu", callbacks=[SidestepCallback(mode="offline")], **quiet)
-        trainer.fit(Net(), torch.utils.data.DataLoader(torch.randn(12, 2), batch_size=4))
-        """
+    import warnings; warnings.simplefilter("ignore")
+    import sys, pytorch_lightning as pl
+    """
+        + NET
+        + """
+    assert issubclass(SidestepCallback, pl.Callback) and issubclass(SidestepLogger, pl.loggers.Logger)
+    assert "lightning" not in sys.modules
+    fit(12, callbacks=[SidestepCallback(mode="offline")])
+    """
     )
+    place.train(text)
     assert list(read_scalars(place.root, "train/loss")) == [0, 1, 2]
 
 
 def test_ranks_that_lightning_starts_record_one_run(place: Place) -> None:
-    place.train(
+    text = (
         """
-        import warnings; warnings.simplefilter("ignore")
-        import torch, lightning.pytorch as pl
-        from sidestep.lightning import SidestepCallback
-
-        torch.set_num_threads(1)
-
-        class Net(pl.LightningModule):
-            def __init__(self):
-                super().__init__()
-                self.layer = torch.nn.Linear(2, 1)
-            def training_step(self, batch, index):
-                loss = self.layer(batch).square().mean()
-                self.log("train_loss", loss)
-                return loss
-            def configure_optimizers(self):
-                return torch.optim.SGD(self.parameters(), lr=0.1)
-
-        if __name__ == "__main__":
-            quiet = dict(enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, logger=False)
-            trainer = pl.Trainer(
-                max_epochs=1, accelerator="cpu", devices=2, strategy="ddp",
-                callbacks=[SidestepCallback(mode="offline", every=1)], **quiet,
-            )
-            trainer.fit(Net(), torch.utils.data.DataLoader(torch.randn(16, 2), batch_size=4))
-        """
+    import warnings; warnings.simplefilter("ignore")
+    import lightning.pytorch as pl
+    """
+        + NET
+        + """
+    torch.set_num_threads(1)
+    if __name__ == "__main__":
+        fit(16, devices=2, strategy="ddp", callbacks=[SidestepCallback(mode="offline", every=1)])
+    """
     )
-    starts = [told for _, told in events(place.root, "start")]
+    place.train(text)
+    starts = read_events(place.root, "start")
     assert sorted(told["world_size"] for told in starts) == [2, 2]
     assert len({told["id"] for told in starts}) == 1
     assert len({path.parent for path in place.journals()}) == 2
@@ -393,6 +385,6 @@ def test_a_checkpoint_of_a_training_that_a_script_watches_itself_counts_once(off
     trainer(offline["dir"], enable_checkpointing=True, callbacks=[saving, Watching()]).fit(Net())
     sidestep.active_run().finish()
     files = sorted((offline["dir"] / "saved").glob("*.ckpt"))
-    told = sorted(details["size_mb"] for _, details in events(offline["dir"], "checkpoint"))
+    told = sorted(details["size_mb"] for details in read_events(offline["dir"], "checkpoint"))
     assert told == pytest.approx(sorted(file.stat().st_size / 1e6 for file in files))
     assert len(told) == len(read_scalars(offline["dir"], "perf/checkpoint_time_sec")) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import struct
 from collections.abc import Iterator
@@ -65,6 +66,12 @@ def read_scalars(folder: Path | str, tag: str) -> dict[int, float]:
 def read_tags(folder: Path | str) -> set[str]:
     """Tags of all scalars."""
     return {tag for record in read_records(folder) for tag in record.values or ()}
+
+
+def read_events(folder: Path | str, name: str) -> list[dict[str, Any]]:
+    """Details of all events of a name."""
+    found = [record for record in read_records(folder) if record.kind == "lifecycle" and record.fields[0] == name]
+    return [json.loads(record.fields[1]) for record in found]
 
 
 def fields_of(payload: bytes) -> list[Any]:

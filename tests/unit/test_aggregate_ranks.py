@@ -143,7 +143,7 @@ def test_an_epoch_goes_on_over_a_restart(tmp_path):
     (tail,) = read_tails(tmp_path, streams, lambda _, epochs: epochs[-1])
     second = EpochAggregator()
     history = RunHistory("r", "p", 1, tail.reached, tail.values is not None)
-    second.restore(store.epoch_rows("r", 0), [history], tail.events, tail.values or ())
+    second.restore(store.epoch_rows({"r": 0}), [history], tail.events, tail.values or ())
     store.close()
     second.add([part(rank, slice(4, None)) for rank in (0, 1)], [event(rank, 100, "end") for rank in (0, 1)])
 

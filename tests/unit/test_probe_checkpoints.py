@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import io
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from support.journal_reader import read_records, read_scalars
+from support.journal_reader import read_events, read_scalars
 from support.watched import offline, small_net
 
 import sidestep
@@ -26,12 +25,7 @@ def watched(offline: dict[str, Any], **more: Any) -> tuple[sidestep.Run, torch.n
 
 
 def sizes(folder: Path) -> list[float]:
-    return [told["size_mb"] for told in marks(folder)]
-
-
-def marks(folder: Path) -> list[dict[str, Any]]:
-    found = [record for record in read_records(folder) if record.kind == "lifecycle"]
-    return [json.loads(record.fields[1]) for record in found if record.fields[0] == "checkpoint"]
+    return [told["size_mb"] for told in read_events(folder, "checkpoint")]
 
 
 def test_a_saved_file_counts_with_its_size_on_disk_its_time_and_its_path(offline, tmp_path: Path) -> None:
@@ -40,7 +34,7 @@ def test_a_saved_file_counts_with_its_size_on_disk_its_time_and_its_path(offline
     torch.save(model.state_dict(), place)
     run.finish()
     megabytes = place.stat().st_size / 1e6
-    (mark,) = marks(offline["dir"])
+    (mark,) = read_events(offline["dir"], "checkpoint")
     assert (mark["path"], mark["size_mb"]) == (str(place), megabytes)
     assert read_scalars(offline["dir"], "checkpoint_size_mb") == {-1: megabytes}
     assert read_scalars(offline["dir"], "perf/checkpoint_time_sec") == {-1: mark["seconds"]}

@@ -106,6 +106,8 @@ def test_runs_can_be_named_and_a_loss_that_nobody_has_is_an_error(root):
         analysed(root, "--metric", "nothing")
     with pytest.raises(UsageError, match="no runs missing"):
         analysed(root, "missing")
+    with pytest.raises(UsageError, match="no runs missing, gone:"):
+        analysed(root, "run-1", "missing", "gone")
 
 
 def test_averages_are_over_stretches_that_end_where_they_say():

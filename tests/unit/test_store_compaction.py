@@ -1,13 +1,14 @@
 """What merging parts changes (how many there are) and what it does not (anything a reader asks)."""
 
 import shutil
+from dataclasses import replace
 
 import duckdb
 import numpy as np
 import pytest
 
 from sidestep_collector.blocks import Batch, EpochRows, Event, KeySet, Moment, Progress, ScalarBlock, Stream, Text
-from sidestep_collector.store import Store, connect
+from sidestep_collector.store import Store, connect, local
 from sidestep_collector.store.compaction import FAN_IN, PART_BYTES_MAX, choose
 from sidestep_collector.store.records import Part
 from sidestep_schemas.errors import StoreWriteError
@@ -183,13 +184,23 @@ def test_the_lowest_level_is_merged_first_and_large_parts_never():
 def test_epoch_rows_resume_merged_and_from_the_epoch_asked(store, tmp_path):
     for number in range(3):
         store.commit(batch(number), {})
-    [rows] = store.epoch_rows("run", 0)
+    [rows] = store.epoch_rows({"run": 0})
     assert (rows.stream, rows.epoch, rows.names) == (stream(), 0, ("a", "b"))
     np.testing.assert_allclose(rows.mean, [-4.0, 4.0])
     np.testing.assert_allclose(rows.m2, [60.0, 60.0])
     np.testing.assert_array_equal([rows.n, rows.vfirst, rows.vlast, rows.last_seq], [[9, 9], [0, 0], [-8, 8], [8, 8]])
-    assert store.epoch_rows("run", 1) == []
-    assert store.epoch_rows("other", 0) == []
+    assert store.epoch_rows({"run": 1}) == []
+    assert store.epoch_rows({"other": 0}) == []
+
+
+def test_each_run_is_resumed_from_an_epoch_of_its_own(store, monkeypatch):
+    monkeypatch.setattr(local, "_RUNS_AT_ONCE", 2)
+    plain, since = batch(0).epochs[0], {"a": 2, "b": 0, "c": 5, "d": 1, "e": 3}
+    streams = {run: replace(stream(), key=run.encode() * 8, run_uid=run.encode() * 16, run=run) for run in since}
+    rows = [replace(plain, stream=one, epoch=epoch) for one in streams.values() for epoch in range(4)]
+    store.commit(Batch(epochs=rows, progress=[Progress(one, 9, 0, ended=False) for one in streams.values()]), {})
+    found = [(one.stream.run, one.epoch) for one in store.epoch_rows(since)]
+    assert found == [(run, epoch) for run, first in since.items() for epoch in range(first, 4)]
 
 
 def test_the_engine_of_the_store_never_reaches_for_the_network(store):

@@ -69,7 +69,7 @@ def described(features: Floats) -> dict[str, float]:
     rows, dimensions = features.shape
     spread, rank = std_per_dimension(features), effective_rank(features)
     found = (float(spread.mean()), float(spread.min()), rank, rank / dimensions, mean_similarity(features))
-    named = dict(zip(_FOUND, found, strict=True))
+    named: dict[str, float] = dict(zip(_FOUND, found, strict=True))
     if rows < ROWS_SHARE * dimensions:
         del named["effective_rank_share"]
     return named

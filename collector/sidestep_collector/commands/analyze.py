@@ -20,7 +20,7 @@ from sidestep_schemas.errors import UsageError
 from sidestep_schemas.layout import data_dir
 
 _RUNS: Final = """
-select run from runs
+select run, name from runs
 where ($project is null or project = $project) and ($group is null or "group" = $group)
     and (len($named) = 0 or list_contains($named, run) or list_contains($named, name)) order by run"""
 #: Columns for people; the others are in CSV and JSON.
@@ -86,13 +86,11 @@ def _chosen(
     connection: duckdb.DuckDBPyConnection, named: Sequence[str], project: str | None, group: str | None
 ) -> list[str]:
     given = {"project": project, "group": group, "named": list(named)}
-    rows: list[tuple[str]] = connection.execute(_RUNS, given).fetchall()
-    missing = [name for name in named if not rows or name not in {row[0] for row in rows}]
-    if not rows:
-        raise UsageError(
-            f"no runs {', '.join(missing) or 'of that project and group'}: sidestep ls lists what is there"
-        )
-    return [row[0] for row in rows]
+    rows: list[tuple[str, str]] = connection.execute(_RUNS, given).fetchall()
+    missing = [name for name in named if not any(name in row for row in rows)]
+    if missing or not rows:
+        raise UsageError(f"no runs {', '.join(missing) or 'of that project and group'}: `sidestep ls` lists all")
+    return [run for run, _ in rows]
 
 
 def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:

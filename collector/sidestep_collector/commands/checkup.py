@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
-from sidestep_collector.config import load, sources
+from sidestep_collector.config import Config, load, sources
 from sidestep_schemas.errors import ConfigError, SidestepError
 from sidestep_schemas.host import is_network_folder
 from sidestep_schemas.layout import endpoints, journal_roots
@@ -50,7 +50,8 @@ def examine(root: Path, ask: Ask, environ: Mapping[str, str] = os.environ) -> li
         ask: the document of `sidestep status`; raises where no collector answers.
         environ: the environment.
     """
-    return [*_settings(root, environ), *_folders(root), *_keys(root), *_collector(root, ask, environ), *_versions()]
+    keys = _keys(_config(root, environ).keys_folder(root))
+    return [*_settings(root, environ), *_folders(root), *keys, *_collector(root, ask, environ), *_versions()]
 
 
 def settings(root: Path, environ: Mapping[str, str] = os.environ) -> list[dict[str, str]]:
@@ -69,6 +70,7 @@ def settings(root: Path, environ: Mapping[str, str] = os.environ) -> list[dict[s
         return rows
     origin = sources(root, environ)
     values = config.model_dump(mode="json")
+    values["webhook"] = "set" if config.webhook else ""  # whoever knows such an address may post there
     return rows + [{"name": f"collector.{key}", "value": str(values[key]), "source": origin[key]} for key in values]
 
 
@@ -82,6 +84,14 @@ def _settings(root: Path, environ: Mapping[str, str]) -> Iterator[Check]:
     strange = unknown(list(environ))
     if strange:
         yield Check("variables", f"unknown: {', '.join(strange)}", "they do nothing: correct or unset them")
+
+
+def _config(root: Path, environ: Mapping[str, str]) -> Config:
+    """The collector's settings; where they cannot be used, those of one without any."""
+    try:
+        return load(root, {}, environ)
+    except ConfigError:
+        return Config()
 
 
 def _folders(root: Path) -> Iterator[Check]:
@@ -111,8 +121,7 @@ def _room(name: str, place: Path) -> Iterator[Check]:
         yield Check(f"{name} inodes", f"{found.f_favail:,} left", "remove small files there" if few else "")
 
 
-def _keys(root: Path) -> Iterator[Check]:
-    folder = root / "keys"
+def _keys(folder: Path) -> Iterator[Check]:
     secrets = [path for path in (folder, *folder.glob("*.key")) if path.exists()] if folder.is_dir() else []
     for path in secrets:
         mode = stat.S_IMODE(path.stat().st_mode)

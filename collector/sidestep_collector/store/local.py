@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import duckdb
 import numpy as np
@@ -27,6 +27,8 @@ from sidestep_schemas.tables import STORE_VERSION, TABLE
 
 #: A reader that opened the store keeps the parts it saw for so long.
 GRACE_SECONDS = 900.0
+#: Runs whose epochs are asked for at once: a query for each took longer to plan than to answer.
+_RUNS_AT_ONCE: Final = 32
 
 
 class Store:
@@ -98,22 +100,20 @@ class Store:
         with self._lock:
             return {row["path"]: row["bytes"] for row in self._ledger.tables["files"].values()}
 
-    def epoch_rows(self, run: str, since_epoch: int) -> list[EpochRows]:
-        """Merged aggregates of a run from an epoch on, one for each stream and epoch."""
+    def epoch_rows(self, since: Mapping[str, int]) -> list[EpochRows]:
+        """Merged aggregates of runs, each from an epoch on, one for each stream and epoch."""
+        groups: dict[tuple[str, int, int, int], list[tuple[Any, ...]]] = {}
         with self._lock:
-            streams = {
-                (s.stream.rank, s.stream.attempt): s.stream for s in self._ledger.streams() if s.stream.run == run
-            }
+            streams = {(s.stream.run, s.stream.rank, s.stream.attempt): s.stream for s in self._ledger.streams()}
             files = Draft(self._ledger).files(self._folder).get("epochs", [])
-            columns = ", ".join(column.name for column in TABLE["epochs"].columns)
             merged = merged_epochs(parts_query(TABLE["epochs"], files))
-            query = f"select {columns} from ({merged}) where run = ? and epoch >= ? order by all"  # noqa: S608 - our own
             with duckdb.connect(":memory:") as connection:
-                rows: list[tuple[Any, ...]] = connection.execute(query, [run, since_epoch]).fetchall()
-        groups: dict[tuple[int, int, int], list[tuple[Any, ...]]] = {}
-        for row in rows:
-            groups.setdefault((row[2], row[3], row[4]), []).append(row)
-        return [_epoch_rows(streams[key[:2]], key[2], groups[key]) for key in sorted(groups) if key[:2] in streams]
+                for start in range(0, len(since), _RUNS_AT_ONCE):
+                    some = list(since.items())[start : start + _RUNS_AT_ONCE]
+                    given = [*(run for run, _ in some), *(part for one in some for part in one)]
+                    for row in connection.execute(_since_query(merged, len(some)), given).fetchall():
+                        groups.setdefault((row[0], *row[2:5]), []).append(row)
+        return [_epoch_rows(streams[key[:3]], key[3], groups[key]) for key in sorted(groups) if key[:3] in streams]
 
     def set_state(self, stream: Stream, cause: str) -> None:
         """Say that a stream ended without a word: "killed" or "lost"; or of a lost one that it is "running" after all.
@@ -249,6 +249,15 @@ class Store:
 
     def _now_us(self) -> int:
         return int(self._clock() * 1e6)
+
+
+def _since_query(merged: str, runs: int) -> str:
+    """Rows of so many runs, each from an epoch on; its parameters are the runs, then each run with its epoch."""
+    columns = ", ".join(column.name for column in TABLE["epochs"].columns)
+    # The list of runs reaches the parts, what goes with each of them does not.
+    known = ", ".join(["?"] * runs)
+    each = " or ".join(["(run = ? and epoch >= ?)"] * runs)
+    return f"select {columns} from ({merged}) where run in ({known}) and ({each}) order by all"  # noqa: S608 - our own
 
 
 def _epoch_rows(stream: Stream, epoch: int, rows: list[tuple[Any, ...]]) -> EpochRows:

@@ -9,12 +9,19 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from sidestep_schemas.catalog import derived, machine, model, training
+from sidestep_schemas.catalog import derived, gradients, machine, model, training, updates
 from sidestep_schemas.catalog.metric import Metric
 
 __all__ = ["METRICS", "Metric", "block_of", "find", "reduction_of", "sharded_reduction"]
 
-METRICS: Final[tuple[Metric, ...]] = (*training.METRICS, *model.METRICS, *machine.METRICS, *derived.METRICS)
+METRICS: Final[tuple[Metric, ...]] = (
+    *training.METRICS,
+    *gradients.METRICS,
+    *updates.METRICS,
+    *model.METRICS,
+    *machine.METRICS,
+    *derived.METRICS,
+)
 
 _EXACT: Final = {metric.tag: metric for metric in METRICS if "<" not in metric.tag}
 _FAMILIES: Final = tuple(

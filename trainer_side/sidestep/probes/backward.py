@@ -21,8 +21,8 @@ import torch
 from torch import nn
 
 from sidestep.probes.calls import Calls
-from sidestep.probes.protocol import Part, Probe, Watched
-from sidestep.probes.timing import PENDING_MAX, Mark, has_happened, mark, tensors_of
+from sidestep.probes.protocol import Watched
+from sidestep.probes.timing import Mark, TimedProbe, TimedStep, tensors_of
 from sidestep.tracing import is_in_backward
 from sidestep.wrapping import Wrappings
 
@@ -54,14 +54,12 @@ class _Pass:
         )
 
 
-class _Step:
-    """Moments of a step."""
+class _Step(TimedStep):
+    """Moments of a step, and of its backward passes."""
 
     def __init__(self) -> None:
-        self.number = -1
+        super().__init__()
         self.passes: list[_Pass] = []
-        self.update: Mark | None = None
-        self.end: Mark | None = None
 
     def values(self) -> dict[str, float]:
         """Milliseconds by tag."""
@@ -74,7 +72,7 @@ class _Step:
         return dict(zip(TAGS, (loss, upstream, update, whole + update), strict=False))
 
 
-class BackwardProbe(Probe):
+class BackwardProbe(TimedProbe[_Step]):
     """Times of a backward pass, and passes per second."""
 
     name: ClassVar[str] = "backward"
@@ -87,8 +85,6 @@ class BackwardProbe(Probe):
         super().__init__(every=every)
         self._wrappings = Wrappings()
         self._remover: Callable[[], None] | None = None
-        self._step: _Step | None = None
-        self._pending: list[_Step] = []
         self._open: _Pass | None = None
         self._last: tuple[float, int] | None = None
 
@@ -104,50 +100,13 @@ class BackwardProbe(Probe):
         self._remover = self.watched.model.register_forward_hook(self.hook(self._after_forward)).remove
         self._wrappings.wrap([torch.autograd], "backward", self._around, again=True)  # `sidestep run` has wrapped it
 
-    def before_step(self, part: Part) -> None:  # noqa: ARG002
-        """The optimizer begins."""
-        if self._step is not None and self._step.update is None:
-            self._step.update = self._mark()
-
-    def after_step(self, part: Part) -> None:  # noqa: ARG002
-        """The optimizer ends."""
-        if self._step is not None:
-            self._step.end = self._mark()
-
     def report(self, step: int) -> None:
         """Record the rate, and the steps whose moments have all happened."""
-        self._remove()
-        done, self._step = self._step, None
-        if done is not None and done.end is not None and done.update is not None:
-            done.number = step
-            self._pending = [*self._pending, done][-PENDING_MAX:]
-        self._deliver()
+        super().report(step)
         now = (time.perf_counter(), self._calls.passes)
         before, self._last = self._last, now
         if before is not None and now[0] > before[0] and now[1] > before[1]:
             self.run.record(TAGS[4:], ((now[1] - before[1]) / (now[0] - before[0]),), step=step)
-
-    def forget(self) -> None:
-        """Take the hooks away."""
-        self._remove()
-        self._step = None
-
-    def detach(self) -> None:
-        """Take the hooks away, and record the last steps: training is over, so they may be waited for."""
-        self._remove()
-        for step in self._pending:
-            if step.end is not None and step.end.event is not None:
-                step.end.event.synchronize()
-        self._deliver()
-
-    def _deliver(self) -> None:
-        while self._pending and (end := self._pending[0].end) is not None and has_happened(end):
-            step = self._pending.pop(0)
-            values = step.values()
-            self.run.record(tuple(values), tuple(values.values()), step=step.number)
-
-    def _mark(self) -> Mark:
-        return mark(self.watched.device)
 
     def _remove(self) -> None:
         self._wrappings.remove()

@@ -7,8 +7,9 @@ that they have happened. The share of waiting is of the host's clock in any case
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Final, NamedTuple, cast
+from typing import Any, ClassVar, Final, Generic, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -50,71 +51,34 @@ def mark(device: torch.device) -> Mark:
     return Mark(time.perf_counter(), event)
 
 
-class _Step:
+class TimedStep(ABC):
     """Moments of a step.
 
     Attributes:
-        forward, backward: pairs of beginning and end, one a micro-batch; a pair may lack its end.
+        number: of the step, once it is over.
+        update, end: beginning of the first optimizer's step and end of the last one's.
     """
 
-    def __init__(self, begin: Mark) -> None:
+    def __init__(self) -> None:
         self.number = -1
-        self.begin = begin
-        self.forward: list[list[Mark]] = []
-        self.backward: list[list[Mark]] = []
         self.update: Mark | None = None
         self.end: Mark | None = None
 
+    @abstractmethod
     def values(self) -> dict[str, float]:
-        """Times by tag."""
-        assert self.update is not None
-        assert self.end is not None
-        forward = [pair for pair in self.forward if len(pair) == 2]
-        backward = [pair for pair in self.backward if len(pair) == 2]
-        found = {TAGS[0]: self.begin.until(self.end), TAGS[2]: self.update.until(self.end)}
-        if forward:
-            seconds = self.end.host - self.begin.host
-            found[TAGS[1]] = min(1.0, self._waited(forward, backward) / seconds) if seconds > 0 else 0.0
-            found[TAGS[3]] = sum(first.until(last) for first, last in forward)
-        if backward:
-            found[TAGS[4]] = sum(first.until(last) for first, last in backward)
-        return found
-
-    def _waited(self, forward: list[list[Mark]], backward: list[list[Mark]]) -> float:
-        # Before each forward pass: since the end of what came before it.
-        ends = [self.begin.host, *(last.host for _, last in forward + backward)]
-        return sum(first.host - max(end for end in ends if end <= first.host) for first, _ in forward)
+        """Times by tag, once all its moments have happened."""
 
 
-class TimeProbe(Probe):
-    """Times of the phases of a step.
+S = TypeVar("S", bound=TimedStep)
 
-    Args:
-        every: when it samples.
-        waiting: also the share of waiting for data, as far as it can be told from outside of the loader.
-    """
 
-    name: ClassVar[str] = "time"
-    cost: ClassVar[int] = 0
-    tags: ClassVar[tuple[str, ...]] = TAGS
-    hooks_forward: ClassVar[bool] = True
+class TimedProbe(Probe, Generic[S]):
+    """Takes the moments of a step's update, and records the times of a step once its moments have all happened."""
 
-    def __init__(self, *, every: int | str | None = None, waiting: bool = True) -> None:
+    def __init__(self, *, every: int | str | None = None) -> None:
         super().__init__(every=every)
-        self._tells_waiting = waiting
-        self._removers: list[Callable[[], None]] = []
-        self._step: _Step | None = None
-        self._pending: list[_Step] = []
-
-    def begin(self, step: int) -> None:  # noqa: ARG002
-        """Begin a step, and hang hooks on the model."""
-        self._remove()
-        model = self.watched.model
-        self._removers = [
-            model.register_forward_pre_hook(self.hook(self._before_forward)).remove,
-            model.register_forward_hook(self.hook(self._after_forward)).remove,
-        ]
-        self._step = _Step(self._mark())
+        self._step: S | None = None
+        self._pending: list[S] = []
 
     def before_step(self, part: Part) -> None:  # noqa: ARG002
         """The optimizer begins."""
@@ -148,16 +112,90 @@ class TimeProbe(Probe):
                 step.end.event.synchronize()
         self._deliver()
 
-    def _deliver(self) -> None:
-        while self._pending and (end := self._pending[0].end) is not None and has_happened(end):
-            step = self._pending.pop(0)
-            values = step.values()
-            if not self._tells_waiting:
-                values.pop(TAGS[1], None)
-            self.run.record(tuple(values), tuple(values.values()), step=step.number)
+    @abstractmethod
+    def _remove(self) -> None:
+        """Take away whatever was hung up for a step."""
+
+    def _told(self, step: S) -> dict[str, float]:
+        return step.values()
 
     def _mark(self) -> Mark:
         return mark(self.watched.device)
+
+    def _deliver(self) -> None:
+        while self._pending and (end := self._pending[0].end) is not None and has_happened(end):
+            step = self._pending.pop(0)
+            values = self._told(step)
+            self.run.record(tuple(values), tuple(values.values()), step=step.number)
+
+
+class _Step(TimedStep):
+    """Moments of a step.
+
+    Attributes:
+        forward, backward: pairs of beginning and end, one a micro-batch; a pair may lack its end.
+    """
+
+    def __init__(self, begin: Mark) -> None:
+        super().__init__()
+        self.begin = begin
+        self.forward: list[list[Mark]] = []
+        self.backward: list[list[Mark]] = []
+
+    def values(self) -> dict[str, float]:
+        """Times by tag."""
+        assert self.update is not None
+        assert self.end is not None
+        forward = [pair for pair in self.forward if len(pair) == 2]
+        backward = [pair for pair in self.backward if len(pair) == 2]
+        found = {TAGS[0]: self.begin.until(self.end), TAGS[2]: self.update.until(self.end)}
+        if forward:
+            seconds = self.end.host - self.begin.host
+            found[TAGS[1]] = min(1.0, self._waited(forward, backward) / seconds) if seconds > 0 else 0.0
+            found[TAGS[3]] = sum(first.until(last) for first, last in forward)
+        if backward:
+            found[TAGS[4]] = sum(first.until(last) for first, last in backward)
+        return found
+
+    def _waited(self, forward: list[list[Mark]], backward: list[list[Mark]]) -> float:
+        # Before each forward pass: since the end of what came before it.
+        ends = [self.begin.host, *(last.host for _, last in forward + backward)]
+        return sum(first.host - max(end for end in ends if end <= first.host) for first, _ in forward)
+
+
+class TimeProbe(TimedProbe[_Step]):
+    """Times of the phases of a step.
+
+    Args:
+        every: when it samples.
+        waiting: also the share of waiting for data, as far as it can be told from outside of the loader.
+    """
+
+    name: ClassVar[str] = "time"
+    cost: ClassVar[int] = 0
+    tags: ClassVar[tuple[str, ...]] = TAGS
+    hooks_forward: ClassVar[bool] = True
+
+    def __init__(self, *, every: int | str | None = None, waiting: bool = True) -> None:
+        super().__init__(every=every)
+        self._tells_waiting = waiting
+        self._removers: list[Callable[[], None]] = []
+
+    def begin(self, step: int) -> None:  # noqa: ARG002
+        """Begin a step, and hang hooks on the model."""
+        self._remove()
+        model = self.watched.model
+        self._removers = [
+            model.register_forward_pre_hook(self.hook(self._before_forward)).remove,
+            model.register_forward_hook(self.hook(self._after_forward)).remove,
+        ]
+        self._step = _Step(self._mark())
+
+    def _told(self, step: _Step) -> dict[str, float]:
+        values = super()._told(step)
+        if not self._tells_waiting:
+            values.pop(TAGS[1], None)
+        return values
 
     def _remove(self) -> None:
         for remove in self._removers:

@@ -1,0 +1,147 @@
+"""Gradients: norms of the whole and of blocks, their flow, their spread, what clipping takes of them."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sidestep_schemas.catalog.metric import Metric
+from sidestep_schemas.wire import TIER_EPOCH, TIER_STEP
+
+METRICS: Final[tuple[Metric, ...]] = (
+    Metric(
+        "train/gradients/global_norm",
+        "gradient norm",
+        "",
+        TIER_STEP,
+        "L2 norm of the whole gradient, before clipping.",
+        sharded="l2",
+    ),
+    Metric(
+        "train/gradients/<block>",
+        "gradient norm of a block",
+        "",
+        TIER_STEP,
+        "L2 norm of the gradient over the parameters of a block; at the optimizer's step, so after clipping where gradients are clipped.",
+        sharded="l2",
+    ),
+    Metric(
+        "train/gradient_flow/<module>_mean",
+        "mean gradient of a block",
+        "",
+        TIER_STEP,
+        "Σ|g| / N over the N elements of the gradient of a block: comparable between wide and narrow ones. At the optimizer's step, after clipping.",
+        sharded="mean:train/gradient_elements/<module>",
+    ),
+    Metric(
+        "train/gradient_elements/<module>",
+        "elements of a block's gradient here",
+        "",
+        TIER_STEP,
+        "Elements of a block's gradient that count for this rank; only where the model is sharded.",
+        None,
+        "sum",
+    ),
+    Metric(
+        "train/gradients_of/<parameter>",
+        "gradient norm of a parameter",
+        "",
+        TIER_STEP,
+        "L2 norm of the gradient of one parameter, by its name; only where the probe is set so.",
+        sharded="l2",
+    ),
+    Metric(
+        "train/kinds/<kind>/gradient_norm",
+        "gradient norm of a kind",
+        "",
+        TIER_STEP,
+        "L2 norm of the gradient over the parameters of a kind: of phases, of magnitudes; the kinds that the probe `kinds` was told.",
+        sharded="l2",
+    ),
+    Metric(
+        "train/kinds/<pair>/gradient_correlation",
+        "correlation of two kinds",
+        "",
+        TIER_STEP,
+        "Pearson's correlation of the absolute gradients of two kinds over the elements of equal place, estimated from at most 1024 elements of each parameter: near 1 where both learn the same, 0 where one has the same gradient everywhere.",
+    ),
+    Metric(
+        "train/gradients/nonfinite_count",
+        "non-finite gradients",
+        "",
+        TIER_STEP,
+        "Number of parameters whose gradient has a norm that is no finite number.",
+        "lower",
+        "max",
+    ),
+    Metric(
+        "train/gradients/zero_share",
+        "zeros in the gradient",
+        "fraction",
+        TIER_STEP,
+        "Share of the gradient's elements that are exactly zero, estimated from a sample of at most 1024 elements of each parameter.",
+        sharded="mean:train/gradient/elements",
+    ),
+    Metric(
+        "train/gradients/cosine_previous",
+        "direction of the gradient",
+        "",
+        TIER_STEP,
+        "Cosine between the gradient and the one sampled before it, estimated from at most 1024 elements of each parameter: near 0 where noise rules, near 1 where gradients are never cleared. Over the ranks of a sharded model a weighted mean, which is exact where the norm grew alike on all.",
+        sharded="mean:train/gradient/direction_weight",
+    ),
+    Metric(
+        "train/gradient/elements",
+        "elements of the gradient here",
+        "",
+        TIER_STEP,
+        "Elements of the gradient that count for this rank, shared between ranks that have the same; only where the model is sharded.",
+        None,
+        "sum",
+    ),
+    Metric(
+        "train/gradient/direction_weight",
+        "weight of the direction",
+        "",
+        TIER_STEP,
+        "‖g‖ ‖g'‖ of this rank's part of the gradient and of the one sampled before it; only where the model is sharded.",
+    ),
+    Metric(
+        "train/gradient/global_norm_before_clip",
+        "gradient norm before clipping",
+        "",
+        TIER_STEP,
+        "L2 norm of the whole gradient before clipping.",
+    ),
+    Metric(
+        "train/gradient/global_norm_after_clip",
+        "gradient norm after clipping",
+        "",
+        TIER_STEP,
+        "L2 norm of the whole gradient after clipping: min(norm, limit).",
+    ),
+    Metric(
+        "train/gradient/clipped",
+        "step was clipped",
+        "",
+        TIER_STEP,
+        "1 where the gradient norm of a step exceeded the clipping limit, else 0; recorded at every step that clips.",
+        None,
+        "max",
+    ),
+    Metric(
+        "train/gradients/clip_fraction",
+        "share of clipped steps",
+        "fraction",
+        TIER_EPOCH,
+        "Share of the epoch's steps whose gradient norm exceeded the clipping limit; below 0.1 is good, above 0.5 for long means the learning rate is too high.",
+        "lower",
+    ),
+    Metric(
+        "train/gradient/clipping_percentage",
+        "clipped steps",
+        "%",
+        TIER_EPOCH,
+        "100 times train/gradients/clip_fraction.",
+        "lower",
+    ),
+)
