@@ -62,6 +62,19 @@ def test_slow_steps_are_waited_for_ten_times_as_long(watched):
     assert len(watched(60)) == 1
 
 
+def test_steps_that_all_came_between_two_looks_are_steps(begin):
+    now = [0.0]
+    run = begin()
+    watch = StackWatch(60.0, clock=lambda: now[0])
+    watch.begin(run)
+    for step in range(20):
+        run.log({"loss": 1.0}, step=step)
+    for _ in range(100):
+        now[0] += 1.0
+        watch.tick()
+    assert len([record for record in records(run, "text") if record.fields[1] == STACKS_NAME]) == 1
+
+
 def test_before_the_second_step_nothing_is_a_hang(watched):
     assert watched(500) == []
     assert watched(500, 0) == []

@@ -60,17 +60,19 @@ class StackWatch:
         if run is None or self._seconds <= 0:
             return
         now = self._clock()
-        if now - self._looked > _PAUSE_SECONDS:
-            self._stepped += now - self._looked
-        self._looked = now
+        pause, self._looked = now - self._looked, now
+        if pause > _PAUSE_SECONDS:
+            self._stepped += pause
         if run.step != self._step:
-            self._note_step(run.step, now)
+            self._note_step(run.step, now, pause)
         elif not self._told and self._gaps and now - self._stepped >= self._seconds:
             self._look(run, now - self._stepped)
 
-    def _note_step(self, step: int, now: float) -> None:
+    def _note_step(self, step: int, now: float, pause: float) -> None:
         if self._step >= 0:
             self._gaps.append((now - self._stepped) / max(1, step - self._step))
+        elif step > 0:
+            self._gaps.append(pause / step)  # the first steps came since it looked last
         self._step, self._stepped, self._told = step, now, False
 
     def _look(self, run: Run, waited: float) -> None:
