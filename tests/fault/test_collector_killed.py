@@ -13,39 +13,44 @@ from support.place import ended, said, tell, tensorboard_points, until
 
 from sidestep import launch
 
-RECORDS = 1500
 EPOCHS = 3
-KILLS = 5
 
-#: About 500 records a second; after each sixth it waits until it is told to go on, so that the load outlasts the kills.
-LOADS = f"""
+#: After each part it waits until it is told to go on, so that the load outlasts the kills.
+LOADS = """
 import sys, time, sidestep
-name = sys.argv[1]
+name, records, kills, pause = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
 run = sidestep.init(id=name)
 step = 0
-for epoch in run.epoch(range({EPOCHS})):
-    for _ in range({RECORDS // EPOCHS}):
-        if step % {RECORDS // (KILLS + 1)} == 0:
+for epoch in run.epoch(range(3)):
+    for _ in range(records // 3):
+        if step % (records // (kills + 1)) == 0:
             sys.stdin.readline()
-        run.log({{"loss": 1 / (1 + step), "acc": step / {RECORDS}, "nan": float("nan") if step % 7 == 0 else step}})
+        run.log({"loss": 1 / (1 + step), "acc": step / records, "nan": float("nan") if step % 7 == 0 else step})
         if step % 10 == 0:
             run.histogram("weights", counts=[step, 1], edges=[0, 1, 2])
         step += 1
-        time.sleep(0.002)
+        time.sleep(pause)
 report = run.finish(timeout=0.5)
 assert report.lost == 0, report
 """
 
 
-def test_a_collector_that_is_killed_five_times_stores_every_record_once(place):
+@pytest.mark.parametrize(
+    ("runs", "records", "kills", "pause"),
+    [
+        pytest.param(2, 1500, 5, 0.002, id="five times under two runs"),
+        pytest.param(4, 12600, 20, 0.0007, id="twenty times under four runs", marks=pytest.mark.long),
+    ],
+)
+def test_a_collector_that_is_killed_again_and_again_stores_every_record_once(place, runs, records, kills, pause):
     chance = random.Random(5)
-    runs = ["one", "two"]
+    names = [f"run{number}" for number in range(runs)]
     place.up("--flush-seconds", "0.1")
-    processes = [place.script(LOADS, name) for name in runs]
-    for _ in range(KILLS):
+    processes = [place.script(LOADS, name, str(records), str(kills), str(pause)) for name in names]
+    for _ in range(kills):
         for process in processes:
             tell(process)
-        goal = chance.randint(1, 2 * RECORDS // (KILLS + 1) - 50)  # records of this part, behind which it is killed
+        goal = chance.randint(1, runs * records // (kills + 1) - 50)  # records of this part, behind which it is killed
         until(lambda goal=goal: place.counters()["records"] >= goal)
         place.kill_collector()
         place.up("--flush-seconds", "0.1")
@@ -55,19 +60,19 @@ def test_a_collector_that_is_killed_five_times_stores_every_record_once(place):
         ended(process)
     until(lambda: not place.journals())
     place.down()
-    for name in runs:
-        check(place, name)
+    for name in names:
+        check(place, name, records)
 
 
-def check(place, name):
+def check(place, name, records):
     place.check_whole(name, key_sets=1)
-    loss = [1 / (1 + step) for step in range(RECORDS)]
+    loss = [1 / (1 + step) for step in range(records)]
     assert place.values(name, "train/loss") == list(enumerate(loss))
-    odd = [float("nan") if step % 7 == 0 else float(step) for step in range(RECORDS)]
+    odd = [float("nan") if step % 7 == 0 else float(step) for step in range(records)]
     np.testing.assert_equal([value for _, value in place.values(name, "train/nan")], odd)
     histograms = place.rows("select step, counts from histograms where run = ? order by step", name)
-    assert histograms == [(step, [float(step), 1.0]) for step in range(0, RECORDS, 10)]
-    size = RECORDS // EPOCHS
+    assert histograms == [(step, [float(step), 1.0]) for step in range(0, records, 10)]
+    size = records // EPOCHS
     for epoch in range(EPOCHS):
         part = slice(epoch * size, (epoch + 1) * size)
         statistics = place.document(name, epoch)["metrics"]

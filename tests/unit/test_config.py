@@ -87,6 +87,10 @@ def test_all_ranks_of_a_job_come_to_one_id_by_themselves():
     hosts = {**alone, "WORLD_SIZE": "4", "MASTER_ADDR": "a"}
     assert settle(hosts).id == settle({**hosts, "RANK": "3"}).id != settle({**hosts, "MASTER_ADDR": "b"}).id
     assert settle({"SLURM_JOB_ID": "5", "SLURM_STEP_ID": "0"}).id == "slurm-5-0"
+    batch = {"SLURM_JOB_ID": "5", "ENVIRONMENT": "BATCH"}
+    assert settle(batch).id == settle({**batch, "SLURM_RESTART_COUNT": "1"}).id
+    assert settle(batch).id.startswith("slurm-5-")
+    assert settle({"SLURM_JOB_ID": "5"}).id != settle({"SLURM_JOB_ID": "5"}).id  # a shell in an allocation
     assert settle({**torchrun, "SIDESTEP_RUN_ID": "mine"}).id == "mine"
 
 

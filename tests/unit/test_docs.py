@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -51,3 +52,13 @@ def test_every_decision_is_numbered_once_and_has_a_title() -> None:
     pages = sorted((ROOT / "docs" / "decisions").glob("*.md"))
     assert [int(page.name[:4]) for page in pages] == list(range(1, len(pages) + 1))
     assert all(page.read_text(encoding="utf-8").startswith("# ") for page in pages)
+
+
+def test_every_promise_of_delivery_names_a_test_that_is_there() -> None:
+    text = (ROOT / "docs" / "specs" / "delivery.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith("| what ")]
+    for row in rows:
+        named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", row)
+        assert named, row
+        for file, name in named:
+            assert f"def {name}" in (ROOT / file).read_text(encoding="utf-8"), (file, name)

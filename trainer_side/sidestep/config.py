@@ -8,6 +8,7 @@ import math
 import os
 import secrets
 import socket
+import sys
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -181,6 +182,10 @@ def _job_id(environ: Mapping[str, str]) -> str | None:
         return f"torchrun-{hashlib.sha256(place.encode()).hexdigest()[:8]}"
     if "SLURM_JOB_ID" in environ and "SLURM_STEP_ID" in environ:
         return f"slurm-{environ['SLURM_JOB_ID']}-{environ['SLURM_STEP_ID']}"
+    if "SLURM_JOB_ID" in environ and environ.get("ENVIRONMENT") == "BATCH":
+        # A batch script that starts python without srun: its commands tell one run of the job from another.
+        command = "\0".join((str(Path.cwd()), *sys.argv))
+        return f"slurm-{environ['SLURM_JOB_ID']}-{hashlib.sha256(command.encode()).hexdigest()[:8]}"
     return None
 
 
