@@ -39,12 +39,13 @@ with numbered as (
 )
 select metric, list(step order by step) as steps, list(value order by step) as values from numbered
 where number % ceil(length / $most) = 0 or number = length group by metric order by metric"""
+# Numbers are added in one order: else the same question has answers that differ in their last digit.
 _BOTTLENECKS: Final = """
 with ends as (
-    select run, metric, step, avg(value) as share from points_current
+    select run, metric, step, avg(value order by rank) as share from points_current
     where starts_with(metric, $prefix) and list_contains($runs, run) group by all
 )
-select replace(metric, $prefix, '') as block, avg(share) as share,
+select replace(metric, $prefix, '') as block, avg(share order by run, step) as share,
     count(*) filter (share > $often) as epochs_often, count(*) as epochs,
     count(distinct run) filter (share > $often) as runs_often, count(distinct run) as runs
 from ends group by metric order by share desc, block"""
