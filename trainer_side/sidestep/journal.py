@@ -274,6 +274,7 @@ class Journal:
         while self._recycle:
             self._retire(self._recycle.popleft())
         self._park()
+        problem = self._disk_problem()
         now = time.monotonic()
         if self._place is None or now < self._retry_at:
             return
@@ -285,7 +286,6 @@ class Journal:
         if is_busy or len(self._segments) >= _SMALL_SEGMENTS_MAX:
             self._size = max(self._size, min(self._size * 4, size_max))
         self._provided_at = now
-        problem = self._disk_problem()
         try:
             self._claim(self._place)
             self._spares.append(self._create_spare(problem))
