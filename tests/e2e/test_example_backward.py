@@ -21,8 +21,6 @@ from sidestep_collector.commands.report import report
 from sidestep_collector.query.backward import bottlenecks, export, suggestions, summary
 from sidestep_collector.store import connect
 
-pytestmark = pytest.mark.long
-
 SCRIPT = str(EXAMPLES / "backward" / "train.py")
 #: Small enough for probes to look at all elements of each parameter: estimates are exact.
 EPOCHS, WIDTH, EVERY, STEPS_AN_EPOCH = 3, 16, 2, 22

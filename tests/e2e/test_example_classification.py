@@ -29,7 +29,7 @@ HEALTHY = ("--epochs", str(EPOCHS), "--amp")
 #: Seven trainings at once take their time where others work too.
 PATIENCE_SECONDS = 500
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(PATIENCE_SECONDS + 60)]
+pytestmark = pytest.mark.timeout(PATIENCE_SECONDS + 60)
 
 
 @pytest.fixture(scope="module")

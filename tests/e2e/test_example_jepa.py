@@ -16,8 +16,6 @@ from support.families import EXAMPLES, TWO_RANKS, imported, missing_of, shown_ta
 from support.place import Place
 from torch import Tensor
 
-pytestmark = pytest.mark.long
-
 EPOCHS, CROPS, BATCH, EVERY, EMA_EVERY = 2, 320, 16, 2, 20
 STEPS = EPOCHS * CROPS // BATCH
 #: Of features that travel as float16: 11 bits, 5e-4 of each element; means over 200 rows and 64 dimensions are nearer.
@@ -291,6 +289,7 @@ def test_a_histogram_of_features_comes_with_every_look(done: Place) -> None:
     ]
 
 
+@pytest.mark.long
 def test_collapse_is_found_where_it_is_provoked_and_nowhere_else(done: Place) -> None:
     trained(done, "collapsed", *command("--every", str(EVERY), "--epochs", "4", "--collapse"))
     query = "select distinct rule from findings where run = ? and state <> 'pending' order by rule"

@@ -7,8 +7,6 @@ import pytest
 from support.families import TWO_RANKS, missing_of, shown_tags, stored_tags
 from support.meanflow import BATCH, EPOCHS, SIZE, command, folder, run_to_its_end
 
-pytestmark = pytest.mark.long
-
 
 def test_what_is_switched_off_does_not_arrive_and_the_rest_does(place):
     off = ("grad_block_norms", "meanflow_norms", "time_sampling_stats", "ema_divergence", "performance_counters")

@@ -18,8 +18,6 @@ from torch import Tensor
 
 from sidestep_collector.profiles import builtin
 
-pytestmark = pytest.mark.long
-
 EPOCHS, SAMPLES, BATCH, WIDTH, EVERY, LR, DECAY, SEED = 4, 1024, 32, 2, 50, 0.1, 1e-4, 3
 PER_EPOCH = SAMPLES // BATCH
 STEPS = EPOCHS * PER_EPOCH

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
 from support.captured import SMALL, alone, captured, script, written
 from support.place import Place
-
-pytestmark = pytest.mark.long
 
 
 def test_no_auto_leaves_a_script_alone(place: Place) -> None:

@@ -8,8 +8,6 @@ import pytest
 from support.captured import CLOSE, captured, written
 from support.place import Place
 
-pytestmark = pytest.mark.long
-
 
 def test_two_ranks_of_torchrun_are_one_run(place: Place) -> None:
     text = """

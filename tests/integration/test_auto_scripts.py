@@ -9,8 +9,6 @@ import pytest
 from support.captured import CLOSE, Captured, captured, check_same, script
 from support.place import Place
 
-pytestmark = pytest.mark.long
-
 
 def test_mnist_gives_the_values_that_it_prints(place: Place, tmp_path: Path) -> None:
     saved = tmp_path / "mnist.pt"

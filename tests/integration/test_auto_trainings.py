@@ -13,8 +13,6 @@ import pytest
 from support.captured import CLOSE, SMALL, captured, check_same, written
 from support.place import Place
 
-pytestmark = pytest.mark.long
-
 
 def test_a_script_is_captured_as_a_module(place: Place) -> None:
     package = place.root.parent / "pack"

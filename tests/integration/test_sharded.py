@@ -4,8 +4,6 @@ import sys
 
 import pytest
 
-pytestmark = pytest.mark.long
-
 TRAINING = """
 import os
 import torch

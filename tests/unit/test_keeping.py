@@ -141,6 +141,16 @@ def test_a_disk_that_takes_nothing_is_said_once_and_tried_again(journal, folder,
     assert (on_disk(folder), journal._keeper.problem) == (1, "")
 
 
+def test_a_disk_that_takes_a_part_alone_is_full(journal, folder, monkeypatch):
+    log(journal)
+    monkeypatch.setattr(os, "pwrite", lambda descriptor, data, at: len(data) - 1)
+    keep(journal)
+    assert "No space left" in journal._keeper.problem
+    monkeypatch.undo()
+    keep(journal)
+    assert (on_disk(folder), journal._keeper.problem) == (1, "")
+
+
 def test_a_file_that_is_gone_is_a_gap(journal, folder):
     for _ in range(11):
         journal.provide()
@@ -185,15 +195,48 @@ def test_what_a_dead_process_left_in_memory_and_on_disk_is_read_once(journal, fo
     leftover.close(delivered=False)
 
 
-def test_memory_of_a_stream_that_somebody_removed_is_freed(tmp_path, monkeypatch):
-    monkeypatch.setattr(keeping, "shared_root", lambda: tmp_path / "shm" / "sidestep")
-    (tmp_path / "shm").mkdir()
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """Shared memory of a test's own, and the means to get folders in it."""
+    root = tmp_path / "shm" / "sidestep"
+    monkeypatch.setattr(keeping, "shared_root", lambda: root)
+    root.parent.mkdir()
     for name in ("r0-a0-first", "r0-a0-second"):
         (tmp_path / name).mkdir()
-        assert shared_folder(tmp_path / name) is not None
+        _, descriptor = shared_folder(tmp_path / name)
+        os.close(descriptor)
+    return root
+
+
+def names(root):
+    return sorted(entry.name for entry in root.iterdir())
+
+
+def test_memory_of_a_stream_that_somebody_removed_is_freed(tmp_path, root):
     shutil.rmtree(tmp_path / "r0-a0-first")
-    remove_abandoned(tmp_path / "shm" / "sidestep")
-    assert [entry.name for entry in (tmp_path / "shm" / "sidestep").iterdir()] == ["r0-a0-second"]
+    remove_abandoned(root)
+    assert names(root) == ["r0-a0-second"]
+
+
+def test_memory_of_a_living_process_stays(tmp_path, root):
+    (tmp_path / "r0-a0-third").mkdir()
+    _, descriptor = shared_folder(tmp_path / "r0-a0-third")
+    shutil.rmtree(tmp_path / "r0-a0-third")
+    remove_abandoned(root)
+    assert "r0-a0-third" in names(root)
+    os.close(descriptor)
+    remove_abandoned(root)
+    assert "r0-a0-third" not in names(root)
+
+
+def test_memory_of_a_container_whose_folders_are_elsewhere_stays_for_a_day(tmp_path, root, monkeypatch):
+    shutil.rmtree(tmp_path / "r0-a0-first")
+    monkeypatch.setattr(keeping, "_mounts", lambda: "mnt:[1]")
+    remove_abandoned(root)
+    assert names(root) == ["r0-a0-first", "r0-a0-second"]
+    os.utime(root / "r0-a0-first", (0, 0))
+    remove_abandoned(root)
+    assert names(root) == ["r0-a0-second"]
 
 
 def test_little_shared_memory_is_left_to_others(folder, monkeypatch):

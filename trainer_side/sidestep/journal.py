@@ -107,6 +107,7 @@ class Journal:
         self._bytes_max = bytes_max
         self._keeper: Keeper | None = None
         self._said = ""
+        self._shared_claim: int | None = None
         self._place = folder  # where new segments are made
         if in_shared_memory and folder is not None:
             self._share(folder)
@@ -418,8 +419,10 @@ class Journal:
                 remove_stream_folder(self.folder)
             elif self.folder is not None and not any(segment.is_shared for segment in self._segments):
                 remove_shared_folder(self.folder)
-            os.close(self._claimed)
-            self._claimed = None
+            for claimed in (self._claimed, self._shared_claim):
+                if claimed is not None:
+                    os.close(claimed)
+            self._claimed = self._shared_claim = None
 
     def _reason(self) -> str:
         return ", ".join(sorted(self.dropped)) or "unknown"
@@ -484,9 +487,9 @@ class Journal:
         """Have segments made in shared memory, where the system has enough of it and the disk takes a link to it."""
         with contextlib.suppress(OSError):
             self._claim(folder)
-            place = shared_folder(folder)
-            if place is not None:
-                self._place = place
+            found = shared_folder(folder)
+            if found is not None:
+                self._place, self._shared_claim = found
                 self._keeper = Keeper(folder, lambda: self._segments, self._bytes_max)
                 self._keeper.start()
 

@@ -9,6 +9,7 @@ disk, from a thread that nothing else depends on.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import shutil
@@ -20,6 +21,7 @@ from pathlib import Path
 
 from sidestep.records import seal
 from sidestep.segments import Segment
+from sidestep_schemas.claims import claim, is_claimed
 from sidestep_schemas.layout import SHARED_LINK, ensure_private, shared_root
 from sidestep_schemas.wire import SEGMENT_HEADER
 
@@ -34,6 +36,8 @@ _KEEP_SECONDS = 1.0
 #: A write that takes longer is a disk that stands still.
 _STILL_SECONDS = 2.0
 _OWNER_NAME = "stream"
+#: Shared memory of a dead process whose folders are elsewhere is freed after a day.
+_OLD_SECONDS = 86_400.0
 
 
 class Keeper:
@@ -156,9 +160,11 @@ class Keeper:
             self._busy_since = time.monotonic()
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
-                os.pwrite(descriptor, data, start)
+                written = os.pwrite(descriptor, data, start)
             finally:
                 os.close(descriptor)
+            if written < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self.nbytes += len(data)
             with self._lock:
                 if segment.number == number and segment.kept_path == path:
@@ -179,9 +185,9 @@ class Keeper:
             return segment.kept_path, segment.kept, bytes(segment.view[segment.kept : stop])
 
 
-def shared_folder(stream: Path) -> Path | None:
-    """A folder in shared memory for the segments of a stream, linked from its folder on disk; None where none can be
-    had."""
+def shared_folder(stream: Path) -> tuple[Path, int] | None:
+    """A folder in shared memory for the segments of a stream, linked from its folder on disk, and the descriptor that
+    claims it; None where none can be had."""
     root = shared_root()
     if root is None:
         return None
@@ -194,12 +200,13 @@ def shared_folder(stream: Path) -> Path | None:
         remove_abandoned(root)
         link.symlink_to(folder, target_is_directory=True)  # first of all: what no link leads to is removed by others
         folder.mkdir(mode=0o700)
-        (folder / _OWNER_NAME).write_text(str(stream), encoding="utf-8")
+        descriptor = claim(folder)
+        (folder / _OWNER_NAME).write_text(f"{_mounts()}\n{stream}", encoding="utf-8")
     except OSError:
         with contextlib.suppress(OSError):
             link.unlink()
         return None
-    return folder
+    return folder, descriptor
 
 
 def remove_shared_folder(stream: Path) -> None:
@@ -213,12 +220,28 @@ def remove_shared_folder(stream: Path) -> None:
 
 
 def remove_abandoned(root: Path) -> None:
-    """Free shared memory of streams whose folder on disk somebody removed."""
+    """Free shared memory of dead processes whose folder on disk somebody removed.
+
+    A container that shares its memory with others has folders that nobody else sees: of those, what is old goes.
+    """
     for folder in root.iterdir():
         with contextlib.suppress(OSError, ValueError):
-            stream = Path((folder / _OWNER_NAME).read_text(encoding="utf-8"))
-            if not (stream / SHARED_LINK).is_symlink():
+            if is_claimed(folder):
+                continue
+            mounts, _, stream = (folder / _OWNER_NAME).read_text(encoding="utf-8").partition("\n")
+            if mounts == _mounts():
+                is_abandoned = not (Path(stream) / SHARED_LINK).is_symlink()
+            else:
+                is_abandoned = time.time() - folder.stat().st_mtime > _OLD_SECONDS
+            if is_abandoned:
                 shutil.rmtree(folder)
+
+
+def _mounts() -> str:
+    """Which paths count: two processes with the same answer see the same folders."""
+    with contextlib.suppress(OSError):
+        return str(Path("/proc/self/ns/mnt").readlink())
+    return ""
 
 
 def _nothing() -> None:
