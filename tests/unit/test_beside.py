@@ -22,7 +22,7 @@ sys.exit(beside.run_beside(Path(sys.argv[1]), tuple(sys.argv[2:]), {"SIDESTEP_NA
 SAYS_ITS_SIGNAL = """
 import os, signal, sys
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
-signal.signal(signal.SIGUSR1, lambda *_: os.write(1, b"usr1\n"))  # it may come within the next line
+signal.signal(signal.SIGUSR1, lambda *_: os.write(1, b"usr1\\n"))  # it may come within the next line
 print("ready", flush=True)
 while True: signal.pause()
 """
