@@ -127,16 +127,15 @@ def main() -> None:
             optimizer.step()
             nats, acc = loss.item(), accuracy(logits, batch.then)
             (group,) = optimizer.param_groups
-            run.log(
-                {"loss_total": nats, "loss_nats": nats, "acc": acc, "lr": group["lr"], "wd": group["weight_decay"]}
-            )
+            run.log({"loss_total": nats, "loss_nats": nats, "acc": acc, "lr": group["lr"], "wd": group["weight_decay"]})
             quarters = QUARTERS * step // steps
             if quarters > QUARTERS * (step - 1) // steps:
                 found = validate(model, val)
                 run.log(found, split="val", epoch=epoch + (quarters - 1) / QUARTERS)
         if rank == 0 and epoch % args.save_every == 0:
             save(plain)
-        print(f"epoch {epoch:2d}  loss {nats:.4f}  acc {acc:.4f}  val loss {found['loss_nats']:.4f}  val acc {found['acc']:.4f}")
+        print(f"epoch {epoch:2d}  loss {nats:.4f}  acc {acc:.4f}", end="  ")
+        print(f"val loss {found['loss_nats']:.4f}  val acc {found['acc']:.4f}")
 
     print(run.finish())
     if ranks > 1:
