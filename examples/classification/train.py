@@ -1,6 +1,7 @@
 """Train a small network to name the class of an image: an ordinary script.
 
     sidestep run -- python examples/classification/train.py --data shapes32
+    sidestep run -- torchrun --nproc-per-node 2 examples/classification/train.py
 
 `--trouble` makes one of the mistakes that people make, and that `sidestep report` names.
 """
@@ -8,17 +9,18 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from data import Augment, Images, Normalise, digits, shapes32
 from model import ResNet, tiny_weights
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional as F  # noqa: N812 - as everybody writes it
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 
 TROUBLES = ("early-drop", "plateau", "vanishing", "chance", "clip-before-unscale", "shared-transform")
 
@@ -124,19 +126,28 @@ def main() -> None:
     args = parse()
     torch.manual_seed(args.seed)
     train_data, val_data = datasets(args)
-    train_loader = DataLoader(train_data, args.batch_size, shuffle=True, drop_last=True)
     val_loader = DataLoader(val_data, 256)
     model = network(args)
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if ranks > 1:
+        distributed.init_process_group("gloo")
+        model = nn.parallel.DistributedDataParallel(model)
+    sampler = DistributedSampler(train_data, seed=args.seed) if ranks > 1 else None
+    train_loader = DataLoader(train_data, args.batch_size, shuffle=sampler is None, sampler=sampler, drop_last=True)
     optimizer = torch.optim.SGD(model.parameters(), args.lr, momentum=0.9, weight_decay=args.weight_decay)
     scheduler = schedule(optimizer, args)
     scaler = torch.amp.GradScaler("cpu", enabled=args.amp)
     for epoch in range(1, args.epochs + 1):
+        if sampler is not None:
+            sampler.set_epoch(epoch)
         loss = train_epoch(model, train_loader, optimizer, scaler, args)
         val_loss, val_acc = validate(model, val_loader)
         scheduler.step()
         print(f"epoch {epoch:2d}  loss {loss:.4f}  val loss {val_loss:.4f}  val acc {val_acc:.4f}")
-        if args.save:
+        if args.save and (ranks == 1 or distributed.get_rank() == 0):
             torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch}, args.save)
+    if ranks > 1:
+        distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

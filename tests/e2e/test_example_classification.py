@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from support.families import EXAMPLES, imported, missing_of, shown_tags, started, stored_tags
+from support.families import EXAMPLES, TWO_RANKS, imported, missing_of, shown_tags, started, stored_tags
 from support.place import Place, ended
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
@@ -184,3 +184,21 @@ def test_the_check_of_transforms_tells_the_two_ways_to_split_apart(place):
         done = place.sidestep("check-transforms", "--json", *splits)
         assert done.returncode == code, done.stderr
         assert {check["name"]: check["severity"] for check in json.loads(done.stdout)}["one object"] == severity
+
+
+def test_two_ranks_of_torchrun_are_one_run_whose_numbers_are_put_together(place):
+    ended(started(place, "two", *TWO_RANKS, str(FOLDER / "train.py"), "--epochs", "2"), seconds=PATIENCE_SECONDS)
+    assert place.row("select state, world_size from runs where run = 'two'") == ("finished", 2)
+    losses = [dict(place.values("two", "train/loss_total", rank=rank)) for rank in range(2)]
+    assert len(losses[0]) == len(losses[1]) == 2 * (BATCHES // 2)
+    assert losses[0] != losses[1]
+    together = place.rows(
+        "select step, value, ranks from points_over_ranks where (run, metric) = ('two', 'train/loss_total') order by step"
+    )
+    assert together == [(step, pytest.approx((losses[0][step] + losses[1][step]) / 2), 2) for step in losses[0]]
+    document = place.document("two", 2, project=project(place))["metrics"]
+    assert document["train/loss_total"]["n"] == 2 * (BATCHES // 2)
+    stored = place.row(
+        "select count(distinct rank), sum(n) from epochs where (run, metric, epoch) = ('two', 'train/loss_total', 2)"
+    )
+    assert stored == (2, 2 * (BATCHES // 2))

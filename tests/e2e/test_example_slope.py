@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import scipy.signal
 import torch
-from support.families import EXAMPLES, imported, missing_of, shown_tags, stored_tags, trained
+from support.families import EXAMPLES, TWO_RANKS, imported, missing_of, shown_tags, stored_tags, trained
 from support.place import Place
 from torch import Tensor
 
@@ -213,3 +213,21 @@ def test_a_checkpoint_is_as_large_as_its_file(done: Place, tmp_path: Path, examp
     megabytes = (tmp_path / "slope.pt").stat().st_size / 1e6
     saved = {2 * PER_EPOCH - 1: megabytes, 4 * PER_EPOCH - 1: megabytes}
     assert series(done, "checkpoint_size_mb") == pytest.approx(saved, rel=1e-9)
+
+
+def test_two_ranks_are_one_run_whose_losses_are_put_together(done: Place) -> None:
+    script, *given = command()
+    trained(done, "two", *TWO_RANKS, script, *given, "--epochs=1")
+    losses = [dict(done.values("two", "train/loss_nats", rank=rank)) for rank in range(2)]
+    assert len(losses[0]) == PER_EPOCH // 2
+    assert losses[0] != losses[1]
+    together = done.rows(
+        "select step, value, ranks from points_over_ranks where run = 'two' and metric = 'train/loss_nats' order by step"
+    )
+    assert together == [(step, pytest.approx((losses[0][step] + losses[1][step]) / 2), 2) for step in losses[0]]
+    bits = [dict(done.values("two", "train/loss_bits", rank=rank)) for rank in range(2)]
+    for rank in range(2):
+        assert bits[rank] == pytest.approx({step: nats / math.log(2) for step, nats in losses[rank].items()})
+    norms = [dict(done.values("two", "train/gradients/global_norm", rank=rank)) for rank in range(2)]
+    assert norms[0] == pytest.approx(norms[1])  # DistributedDataParallel has averaged gradients
+    assert norms[0]
