@@ -5,6 +5,7 @@ import os
 import random
 import socket
 import zlib
+from pathlib import Path
 
 import msgpack
 import pytest
@@ -14,6 +15,7 @@ from support.place import ended, free_ports, said, tell, until
 from sidestep_schemas.layout import endpoints
 from sidestep_schemas.wire import ACK_TOPIC, FRAME_GAP, FRAME_RECORDS, KIND_LIFECYCLE, RECORD_PREFIX, WIRE_VERSION
 
+GOLDEN = Path(__file__).parents[1] / "contract" / "golden"
 GOOD = """
 import sys, sidestep
 run = sidestep.init(id="good")
@@ -117,6 +119,63 @@ def test_no_bytes_harm_the_collector_or_the_run_beside_them(place, wire):
     samples = list((place.root / "quarantine").iterdir())
     assert 0 < len(samples) <= 32
     assert all(sample.stat().st_size <= 4096 for sample in samples)
+
+
+def mutated(chance, golden):
+    """A golden frame with bytes changed, cut, doubled or spliced; half of them with a sum that fits the new body."""
+    data = bytearray(chance.choice(golden))
+    for _ in range(chance.randint(1, 6)):
+        at = chance.randrange(max(1, len(data)))
+        what = chance.randrange(5)
+        if what == 0 and data:
+            data[at] = chance.randrange(256)
+        elif what == 1:
+            del data[at : at + chance.randint(1, 20)]
+        elif what == 2:
+            data[at:at] = chance.randbytes(chance.randint(1, 20))
+        elif what == 3:
+            data[at:at] = data[at : at + chance.randint(1, 200)]
+        else:
+            other = chance.choice(golden)
+            data[at:] = other[chance.randrange(len(other)) :]
+    if chance.random() < 0.5:
+        with contextlib.suppress(Exception):
+            fields = msgpack.unpackb(bytes(data))
+            if isinstance(fields[8], bytes):
+                fields[9] = zlib.crc32(fields[8])
+                return msgpack.packb(fields)
+    return bytes(data)
+
+
+def resident(pid):
+    """Megabytes that a process holds in memory."""
+    fields = dict(line.split(":") for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line)
+    return int(fields["VmRSS"].split()[0]) / 1024
+
+
+def test_mutated_frames_neither_end_nor_swell_the_collector_and_a_run_beside_them_is_whole(place, wire):
+    count = 100_000
+    golden = [path.read_bytes() for path in sorted(GOLDEN.glob("*.bin"))]
+    chance = random.Random(11)
+    trainer = place.script(GOOD)
+    said(trainer, "logged")
+    for _ in range(count // 10):
+        wire.send(mutated(chance, golden))
+    until(lambda: place.counters()["rejected_frames"] > count // 100)
+    pid, before = place.collector().pid, resident(place.collector().pid)
+    for _ in range(count - count // 10):
+        wire.send(mutated(chance, golden))
+    tell(trainer)
+    said(trainer, "logged")
+    tell(trainer)
+    ended(trainer)
+    assert place.collector().pid == pid
+    assert resident(pid) - before < 64
+    until(lambda: place.counters()["frames"] >= count)
+    assert place.counters()["rejected_frames"] > count // 2
+    assert place.values("good", "train/loss") == [(step, float(step)) for step in range(2000)]
+    place.check_whole("good", key_sets=1)
+    assert len(list((place.root / "quarantine").iterdir())) <= 32
 
 
 def test_frames_that_come_again_are_counted_and_stored_once_and_their_sender_is_told(place, wire):
