@@ -11,6 +11,7 @@ from support.commands import call
 from sidestep_collector.blocks import Batch, Event, KeySet, Moment, Progress, ScalarBlock, Stream
 from sidestep_collector.commands.analyze import analyze
 from sidestep_collector.query.series import Series
+from sidestep_collector.query.slope import rank_correlation
 from sidestep_collector.store import Store
 from sidestep_schemas.errors import UsageError
 
@@ -125,3 +126,14 @@ def test_a_stretch_that_runs_over_decades_is_left_out_and_the_others_are_told_ex
     spread, third = found.cumulants
     told = 2 * np.exp(-0.7 * np.log(found.n) + 0.7**2 * spread / 2 - 0.7**3 * third / 6)
     np.testing.assert_allclose(found.values, told, rtol=1e-4)
+
+
+@pytest.mark.parametrize("ties", [3, 1000])
+def test_rank_correlations_are_those_of_scipy(ties):
+    from scipy.stats import spearmanr
+
+    chance = np.random.default_rng(ties)
+    x = chance.integers(0, ties, 60).astype(float)
+    for y in (x + chance.normal(0, ties, 60), -x, chance.normal(size=60)):
+        expected = spearmanr(x, y)
+        assert rank_correlation(x, y) == pytest.approx((expected.statistic, expected.pvalue), rel=1e-9, abs=1e-12)

@@ -15,7 +15,7 @@ from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy.special import stdtrit
 
 Floats = NDArray[np.float64]
 #: Values of a law without its linear parameters: shapes (k,) to an array (k, points).
@@ -399,4 +399,4 @@ def _crossings(grid: Floats, profile: Floats, limit: float, best: float) -> tupl
 
 
 def _t_quantile(freedom: float) -> float:
-    return float(stats.t.ppf(0.975, max(freedom, 1.0)))
+    return float(stdtrit(max(freedom, 1.0), 0.975))
