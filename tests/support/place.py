@@ -61,7 +61,8 @@ class Place:
 
     def written(self, text: str) -> Path:
         path = self.root.parent / f"script_{abs(hash(text))}.py"
-        path.write_text(dedent(text), encoding="utf-8")
+        if not path.exists():  # else one that starts just now would read it empty
+            path.write_text(dedent(text), encoding="utf-8")
         return path
 
     def train(self, text: str, *arguments: str, **more: str) -> str:

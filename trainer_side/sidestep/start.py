@@ -202,7 +202,7 @@ def _judged_by(settings: RunConfig) -> dict[str, Any]:
     return {name: value for name, value in said.items() if value}
 
 
-def _named_folder() -> dict[str, str]:
+def _named_folder() -> dict[str, Any]:
     """The folder that the user wants lines of epochs in, besides the run's own: the collector writes them."""
     named = os.environ.get(DIAGNOSTICS_VARIABLE)
     return {"diagnostics_dir": str(Path(named).expanduser().absolute())} if named else {}
