@@ -60,7 +60,7 @@ demo: install ## record a real training: a small network on real images, under t
 test: install $(VENV)/duckdb2/installed ## run all tests but the long ones
 	@$(INSIDE) SIDESTEP_TEST_DUCKDB2="$(CURDIR)/$(VENV)/duckdb2" pytest --numprocesses 2 --dist loadfile -m "not long" $(ARGS)
 
-test-long: install ## run the tests that take minutes: a training that collapses, twenty kills under load
+test-long: install ## run the tests that take minutes: a training that collapses
 	@$(INSIDE) pytest --numprocesses 2 --dist loadfile -m long $(ARGS)
 
 lint: install ## style, types, and who may import whom

@@ -39,7 +39,7 @@ assert report.lost == 0, report
     ("runs", "records", "kills", "pause"),
     [
         pytest.param(2, 1500, 5, 0.002, id="five times under two runs"),
-        pytest.param(4, 12600, 20, 0.0007, id="twenty times under four runs", marks=pytest.mark.long),
+        pytest.param(4, 12600, 20, 0.0007, id="twenty times under four runs"),
     ],
 )
 def test_a_collector_that_is_killed_again_and_again_stores_every_record_once(place, runs, records, kills, pause):

@@ -119,11 +119,14 @@ def analyse_slopes(
     """The laws of the loss curves of runs, in the order given; a run without a loss is left out."""
     settings = settings or Settings()
     losses = (settings.metric,) if settings.metric else LOSSES
-    read = read_series(connection, runs, tuple(dict.fromkeys((*losses, _NATS, _BITS, CURVATURE))))
+    read = read_series(connection, runs, tuple(dict.fromkeys((losses[0], _NATS, _BITS, CURVATURE))))
+    others = [run for run in runs if run not in read[losses[0]]]  # most runs have the loss that is looked for first
+    if others:
+        read |= read_series(connection, others, [name for name in losses if name not in read])
     configs = _configs(connection, runs)
     found: list[RunSlope] = []
     for run in runs:
-        metric = next((name for name in losses if run in read[name]), None)
+        metric = next((name for name in losses if run in read.get(name, ())), None)
         if metric is not None:
             series = {name: by_run[run] for name, by_run in read.items() if run in by_run}
             found.append(_run_slope(run, configs.get(run, {}), metric, series, settings))
@@ -179,7 +182,7 @@ def document(found: Sequence[RunSlope]) -> dict[str, Any]:
 def _run_slope(
     run: str, config: Mapping[str, Any], metric: str, series: Mapping[str, Series], settings: Settings
 ) -> RunSlope:
-    curve = series[metric].averaged(settings.width if series[metric].in_epochs else 1.0)
+    curve = _averaged(series[metric], settings)
     burn_in = find_burn_in(curve.n, curve.values, cumulants=curve.cumulants)
     after = burn_in.start if burn_in else 0
     law = _law(curve, after, settings)
@@ -195,7 +198,7 @@ def _run_slope(
         burn_in=burn_in,
         curvature_peak_at=peak_at,
         curvature_peak=peak,
-        bits_exponent_difference=_unit_difference(series, law, after, settings),
+        bits_exponent_difference=_unit_difference(series, metric, law, after, settings),
         curve=curve,
     )
 
@@ -205,16 +208,18 @@ def _law(curve: Series, after: int, settings: Settings) -> PowerLaw | None:
     return fit_power_law(curve.n[after:], curve.values[after:], floor=settings.floor, cumulants=cumulants)
 
 
+def _averaged(series: Series, settings: Settings) -> Series:
+    return series.averaged(settings.width if series.in_epochs else 1.0)
+
+
 def _unit_difference(
-    series: Mapping[str, Series], law: PowerLaw | None, after: int, settings: Settings
+    series: Mapping[str, Series], metric: str, law: PowerLaw | None, after: int, settings: Settings
 ) -> float | None:
     nats, bits = series.get(_NATS), series.get(_BITS)
     if nats is None or bits is None or law is None:
         return None
-    first, second = (
-        _law(curve, after, settings)
-        for curve in (one.averaged(settings.width if one.in_epochs else 1.0) for one in (nats, bits))
-    )
+    first = law if metric == _NATS else _law(_averaged(nats, settings), after, settings)
+    second = _law(_averaged(bits, settings), after, settings)
     if first is None or second is None:
         return None
     return abs(first.b - second.b) / max(first.b_se, 1e-9 * first.b)

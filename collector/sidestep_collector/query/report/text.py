@@ -25,7 +25,8 @@ def as_lines(report: Report) -> Iterator[str]:
     for diagnosis in report.diagnoses:
         yield from _diagnosis(diagnosis)
     if not report.diagnoses:
-        yield "nothing that is known to go wrong shows in the curves"
+        beside = "nothing beside these findings" if report.findings else "nothing that is known to go wrong"
+        yield f"{beside} shows in the curves"
 
 
 def finding(row: Mapping[str, Any]) -> str:
