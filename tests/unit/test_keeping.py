@@ -178,6 +178,23 @@ def test_what_is_left_goes_to_disk_when_the_process_ends(folder):
     assert not folder.exists()
 
 
+def test_what_found_only_memory_goes_to_disk_too_when_the_process_ends(folder, monkeypatch):
+    monkeypatch.setattr(journal_module, "SHARED_BYTES_MAX", 2 << 20)
+    monkeypatch.setattr(keeping, "_KEEP_SECONDS", 3600.0)
+    monkeypatch.setattr(keeping.Keeper, "hurry", lambda keeper: None)
+    journal = new_journal(folder, in_shared_memory=True)
+    for _ in range(40):
+        journal.provide()
+        write(journal, 100_000)
+    assert any(segment.in_memory for segment in journal._segments)
+    journal.close(delivered=False)
+    assert journal.fate(0) == (40, 0, 40, {})
+    assert on_disk(folder) == 40
+    leftover = LeftoverJournal(folder, IDENTITY.boot)
+    assert seqs_and_gaps(leftover.shipments())[0][:40] == list(range(40))
+    leftover.close(delivered=True)
+
+
 def test_what_a_dead_process_left_in_memory_and_on_disk_is_read_once(journal, folder):
     for _ in range(15):
         journal.provide()

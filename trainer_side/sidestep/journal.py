@@ -231,7 +231,12 @@ class Journal:
                     return spare
                 self._recycle.append(spare)
         self.wanted.set()
-        if needed > SEGMENT_BYTES_MIN and not self.degraded and self._place is not None and self._has_room(needed):
+        if (
+            needed > SEGMENT_BYTES_MIN
+            and not self.degraded
+            and self._place is not None
+            and self._has_room(needed, is_shared=self._keeper is not None)
+        ):
             # A rare large payload (an image, a tensor) found only small spares: it pays for its own segment.
             with contextlib.suppress(OSError):
                 large = self._create_file(needed)
@@ -279,7 +284,7 @@ class Journal:
         now = time.monotonic()
         if self._place is None or now < self._retry_at:
             return
-        self._spill()
+        self._spill(self._place)
         size_max = SEGMENT_BYTES_MAX if self._keeper is None else _SHARED_SIZE_MAX
         if len(self._spares) >= (2 if self._size >= size_max else 1):
             return
@@ -350,28 +355,31 @@ class Journal:
             segment.park()
             mapped -= segment.size
 
-    def _has_room(self, size: int) -> bool:
-        """Whether another segment may be made where they are made."""
+    def _has_room(self, size: int, *, is_shared: bool) -> bool:
+        """Whether another segment may be made, in shared memory or on the disk."""
         segments = (*self._segments, *self._spares)
         if self._keeper is None:
             return sum(segment.size for segment in segments if not segment.in_memory) + size <= self._bytes_max
+        if not is_shared:
+            return self._keeper.nbytes + size <= self._bytes_max
         shared = sum(segment.size for segment in segments if segment.is_shared)
         if shared + size > SHARED_BYTES_MAX // 2:
             self._keeper.hurry()
         return shared + size <= SHARED_BYTES_MAX
 
-    def _spill(self, *, last: bool = False) -> None:
+    def _spill(self, place: Path | None, *, last: bool = False) -> None:
         """Bring records that found only memory to a file; `last` says that nothing will be appended any more."""
-        if self._place is None:
+        if place is None:
             return
+        is_shared = place != self.folder
         for segment in list(self._segments):
             if segment.in_memory and (last or segment is not self._current):
                 nbytes = segment.size
                 try:
-                    self._claim(self._place)
-                    if not self._has_room(segment.tail):
+                    self._claim(place)
+                    if not self._has_room(segment.tail, is_shared=is_shared):
                         return
-                    segment.spill(self._new_path(self._place), is_shared=self._keeper is not None)
+                    segment.spill(self._new_path(place), is_shared=is_shared)
                 except OSError:
                     return
                 with self._append_lock:
@@ -395,8 +403,8 @@ class Journal:
             timeout: seconds to wait for a disk that stands still, where segments lie in shared memory.
         """
         self.end()
-        if not delivered:
-            self._spill(last=True)
+        if not delivered and self._keeper is None:
+            self._spill(self.folder, last=True)
         for unused in (*self._spares, *self._recycle):
             unused.release()
         self._spares.clear()
@@ -407,6 +415,8 @@ class Journal:
             self._keeper.close(lambda: self._let_go(delivered=delivered), timeout, keep=not delivered)
 
     def _let_go(self, *, delivered: bool) -> None:
+        if not delivered and self._keeper is not None:
+            self._spill(self.folder, last=True)
         for segment in self._segments:
             if delivered:
                 segment.release()
@@ -454,7 +464,7 @@ class Journal:
         segment.release()
 
     def _create_spare(self, problem: str) -> Segment:
-        if not self._has_room(self._size):
+        if not self._has_room(self._size, is_shared=self._keeper is not None):
             raise OSError(problem or f"it holds the {self._bytes_max >> 20} MB that it may")
         return self._create_file(self._size)
 

@@ -77,7 +77,7 @@ class Segment:
             _prefault(self.view[: self.tail])
             self.path.rename(path)
             self.path = path
-        self.limit, self.tail, self.records, self.kept = self.size, SEGMENT_HEADER.size, 0, 0
+        self.limit, self.tail, self.records = self.size, SEGMENT_HEADER.size, 0
         self.number = self.first_seq = -1
 
     @property
